@@ -1,0 +1,35 @@
+"""The one error a user sees: what happened, and what to do about it."""
+
+from __future__ import annotations
+
+
+class EdgellmError(Exception):
+    """A failure told in two sentences: what happened (with what was expected), and what to run or change next.
+
+    The command line prints it without a traceback and ends with `exit_code`: 1 for a failure, 2 for wrong usage.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(f"{what}\n{hint}" if hint else what)
+        self.what = what
+        self.hint = hint
+
+
+class UsageError(EdgellmError):
+    """A request that cannot be right whatever the machine: exit code 2."""
+
+    exit_code = 2
+
+
+class BundleError(EdgellmError):
+    """A bundle that is damaged, incomplete, or of another version."""
+
+
+class CheckpointError(EdgellmError):
+    """A checkpoint that cannot be read or is of no supported architecture."""
+
+
+class ContextError(EdgellmError):
+    """A prompt, or a continuation, beyond what the model or its cache can hold."""
