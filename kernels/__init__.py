@@ -1,0 +1,1 @@
+"""edgellm.kernels: the operators, their reference in NumPy and their native implementations."""

@@ -160,7 +160,7 @@ def split(tiles: NDArray[np.uint8], f: Format) -> tuple[NDArray[np.uint8], NDArr
 
 
 def unpack(tiles: NDArray[np.uint8], f: Format) -> Quantized:
-    """Read packed bytes, uint8 [f.nbytes], back into a Quantized. Dropped codes read as the zero point (symmetric) or 0.
+    """Read packed bytes, uint8 [f.nbytes], back into a Quantized. Dropped codes read as zero point or 0.
 
     Raises ValueError when the byte count is not the format's.
     """

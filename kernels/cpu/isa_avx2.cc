@@ -1,0 +1,196 @@
+// AVX2 with FMA and F16C. No byte expand here: sparse blocks unpack through a table of shuffles, one a mask byte.
+#include <immintrin.h>
+
+#include <array>
+#include <cstring>
+
+#include "kernels/cpu/isa.h"
+
+namespace edgellm {
+namespace {
+
+// expand[mask] moves byte j of a register to the place of the mask's j-th set bit; 0x80 leaves zero.
+constexpr std::array<uint64_t, 256> expand_table() {
+  std::array<uint64_t, 256> table{};
+  for (int mask = 0; mask < 256; ++mask) {
+    uint64_t shuffle = 0, next = 0;
+    for (int bit = 0; bit < 8; ++bit) shuffle |= (mask >> bit & 1 ? next++ : uint64_t(0x80)) << 8 * bit;
+    table[size_t(mask)] = shuffle;
+  }
+  return table;
+}
+constexpr std::array<uint64_t, 256> kExpand = expand_table();
+
+__m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+void store(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+
+// The kept codes of one block, minus the offset, as int8 [kept]; writes up to 64 bytes, reads only the block's.
+void codes_to_int8(const Format& f, const uint8_t* codes, int8_t* out) {
+  if (f.bits == 8) {
+    const __m128i flip = _mm_set1_epi8(char(0x80));  // code - 128
+    for (int i = 0; i < f.kept(); i += 4) {          // 64n/m is a multiple of 4
+      if (i + 16 <= f.kept()) {
+        _mm_storeu_si128((__m128i*)(out + i), _mm_xor_si128(_mm_loadu_si128((const __m128i*)(codes + i)), flip));
+        i += 12;
+      } else {
+        uint32_t four;
+        std::memcpy(&four, codes + i, 4);
+        four ^= 0x80808080u;
+        std::memcpy(out + i, &four, 4);
+      }
+    }
+    return;
+  }
+  const int half = f.kept() / 2;
+  const __m256i low = _mm256_set1_epi8(15), zero = _mm256_set1_epi8(char(offset(f)));
+  __m256i packed;
+  if (half == 32) {
+    packed = load(codes);
+  } else {
+    alignas(32) uint8_t copy[32];
+    std::memcpy(copy, codes, size_t(half));
+    packed = load(copy);
+  }
+  store(out, _mm256_sub_epi8(_mm256_and_si256(packed, low), zero));
+  store(out + half, _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(packed, 4), low), zero));
+}
+
+// Spread kept codes to their places, zeros between.
+void expand(const int8_t* kept, uint64_t mask, int8_t* out) {
+  for (int i = 0; i < 8; ++i, mask >>= 8) {
+    const size_t byte = mask & 255;
+    const __m128i values = _mm_loadl_epi64((const __m128i*)kept);
+    _mm_storel_epi64((__m128i*)(out + 8 * i), _mm_shuffle_epi8(values, _mm_cvtsi64_si128(int64_t(kExpand[byte]))));
+    kept += __builtin_popcountll(byte);
+  }
+}
+
+// Block b, outputs [16/r] x inputs [4r], into quad order; r = 1 is quad order already.
+void place(int r, int b, const int8_t* block, int8_t* weight) {
+  const int outputs = kPanel / r;
+  for (int o = 0; o < outputs; ++o)
+    for (int q = 0; q < r; ++q)
+      std::memcpy(weight + ((b / r * r + q) * kPanel + b % r * outputs + o) * 4, block + (o * r + q) * 4, 4);
+}
+
+void unpack(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept) {
+  const size_t bytes = f.block_bytes();
+  if (!f.sparse()) {
+    for (int b = 0; b < kBlocks; ++b) codes_to_int8(f, tile + size_t(b) * bytes, weight + 64 * b);
+    if (kept) std::memset(kept, 1, 64 * kBlocks);
+    return;
+  }
+  const uint8_t* codes = tile + 8 * kBlocks;
+  const int r = f.reach();
+  alignas(32) int8_t packed[96] = {}, block[64], ones[64];  // expand reads 8 bytes at any kept code, store 32 at half
+  int8_t all_ones[72];
+  std::memset(all_ones, 1, sizeof all_ones);
+  for (int b = 0; b < kBlocks; ++b) {
+    uint64_t mask;
+    std::memcpy(&mask, tile + 8 * b, 8);
+    codes_to_int8(f, codes + size_t(b) * bytes, packed);
+    expand(packed, mask, r == 1 ? weight + 64 * b : block);
+    if (r > 1) place(r, b, block, weight);
+    if (kept) {
+      expand(all_ones, mask, r == 1 ? kept + 64 * b : ones);
+      if (r > 1) place(r, b, ones, kept);
+    }
+  }
+}
+
+// For kRows rows at once, so that a widened weight serves them all. vpmaddwd: int16 pairs into int32 lanes, two lanes
+// an output, added at the end. 2 * 128 * 32767 * 16 quads stays below 2^31.
+template <int kRows>
+void accumulate_rows(const int8_t* weight, int quads, const float* w_scale, const int16_t* x, const float* x_scale,
+                     float* acc) {
+  __m256i sum[kRows][4];
+  for (auto& row : sum)
+    for (auto& lane : row) lane = _mm256_setzero_si256();
+  for (int quad = 0; quad < quads; ++quad, weight += 4 * kPanel) {
+    __m256i w[4];
+    for (int part = 0; part < 4; ++part)
+      w[part] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(weight + 16 * part)));
+    for (int row = 0; row < kRows; ++row) {
+      int64_t four;
+      std::memcpy(&four, x + row * kTile + 4 * quad, 8);
+      const __m256i inputs = _mm256_set1_epi64x(four);
+      for (int part = 0; part < 4; ++part)
+        sum[row][part] = _mm256_add_epi32(sum[row][part], _mm256_madd_epi16(w[part], inputs));
+    }
+  }
+  for (int row = 0; row < kRows; ++row)
+    for (int half = 0; half < 2; ++half) {
+      // hadd works within 128-bit lanes: outputs come as 0 1 4 5 | 2 3 6 7
+      const __m256i pairs = _mm256_hadd_epi32(sum[row][2 * half], sum[row][2 * half + 1]);
+      const __m256 total = _mm256_cvtepi32_ps(_mm256_permute4x64_epi64(pairs, 0b11011000));
+      const __m256 scale = _mm256_mul_ps(_mm256_loadu_ps(w_scale + 8 * half), _mm256_set1_ps(x_scale[row]));
+      float* to = acc + row * kPanel + 8 * half;
+      _mm256_storeu_ps(to, _mm256_fmadd_ps(total, scale, _mm256_loadu_ps(to)));
+    }
+}
+
+void accumulate(const int8_t* weight, int quads, const float* w_scale, const int16_t* x, const float* x_scale, int rows,
+                float* acc) {
+  int row = 0;
+  for (; row + 2 <= rows; row += 2)
+    accumulate_rows<2>(weight, quads, w_scale, x + row * kTile, x_scale + row, acc + row * kPanel);
+  if (row < rows) accumulate_rows<1>(weight, quads, w_scale, x + row * kTile, x_scale + row, acc + row * kPanel);
+}
+
+float quantize(const float* x, int16_t* q) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  __m256 most = _mm256_setzero_ps();
+  for (int i = 0; i < kTile; i += 8) most = _mm256_max_ps(most, _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)));
+  alignas(32) float lanes[8];
+  _mm256_store_ps(lanes, most);
+  float peak = 0;
+  for (float lane : lanes) peak = lane > peak ? lane : peak;
+  if (!(peak > 1e-30f)) peak = 0;  // 32767 / peak would overflow
+  const __m256 inverse = _mm256_set1_ps(peak > 0 ? 32767.0f / peak : 0);
+  for (int i = 0; i < kTile; i += 16) {
+    const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), inverse));
+    const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8), inverse));
+    store(q + i, _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0b11011000));
+  }
+  return peak / 32767.0f;
+}
+
+__m256 half8(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+
+float half1(uint16_t h) { return _cvtsh_ss(h); }
+
+float dot_half(const float* a, const uint16_t* b, int n) {
+  __m256 sum = _mm256_setzero_ps();
+  int i = 0;
+  for (; i + 8 <= n; i += 8) sum = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), half8(b + i), sum);
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  float total = _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+  for (; i < n; ++i) total += a[i] * half1(b[i]);
+  return total;
+}
+
+void add_half(float w, const uint16_t* b, float* y, int n) {
+  const __m256 weight = _mm256_set1_ps(w);
+  int i = 0;
+  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, _mm256_fmadd_ps(weight, half8(b + i), _mm256_loadu_ps(y + i)));
+  for (; i < n; ++i) y[i] += w * half1(b[i]);
+}
+
+void to_half(const float* x, uint16_t* y, int n) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8) _mm_storeu_si128((__m128i*)(y + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), 0));
+  for (; i < n; ++i) y[i] = uint16_t(_cvtss_sh(x[i], 0));
+}
+
+void from_half(const uint16_t* x, float* y, int n) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, half8(x + i));
+  for (; i < n; ++i) y[i] = half1(x[i]);
+}
+
+}  // namespace
+
+const Isa kAvx2 = {"avx2", unpack, accumulate, quantize, dot_half, add_half, to_half, from_half};
+
+}  // namespace edgellm

@@ -1,0 +1,115 @@
+// Plain C++: right on every processor, and the path that the others are compared with.
+#include <cmath>
+#include <cstring>
+
+#include "kernels/cpu/isa.h"
+
+namespace edgellm {
+namespace {
+
+// Calls each(quad, output, input, position in the block) for the 64 weights of vector block b (layout.py, to_blocks).
+template <typename Each>
+void for_block(const Format& f, int b, Each each) {
+  const int r = f.reach(), outputs = kPanel / r;
+  for (int o = 0; o < outputs; ++o)
+    for (int i = 0; i < 4 * r; ++i) each(b / r * r + i / 4, b % r * outputs + o, i % 4, o * 4 * r + i);
+}
+
+void unpack(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept) {
+  const uint8_t* codes = tile + (f.sparse() ? 8 * kBlocks : 0);
+  const int half = f.kept() / 2, zero = offset(f);
+  for (int b = 0; b < kBlocks; ++b, codes += f.block_bytes()) {
+    uint64_t mask = ~uint64_t(0);
+    if (f.sparse()) std::memcpy(&mask, tile + 8 * b, 8);
+    int next = 0;  // for_block visits positions in order, which is the order of the kept codes
+    for_block(f, b, [&](int quad, int out, int i, int position) {
+      const bool here = mask >> position & 1;
+      int code = 0;
+      if (here) {
+        code = f.bits == 8 ? codes[next] : next < half ? codes[next] & 15 : codes[next - half] >> 4;
+        code -= zero;
+        ++next;
+      }
+      const int at = (quad * kPanel + out) * 4 + i;
+      weight[at] = int8_t(code);
+      if (kept) kept[at] = here;
+    });
+  }
+}
+
+void accumulate(const int8_t* weight, int quads, const float* w_scale, const int16_t* x, const float* x_scale, int rows,
+                float* acc) {
+  for (int row = 0; row < rows; ++row, x += kTile, acc += kPanel)
+    for (int out = 0; out < kPanel; ++out) {
+      int32_t sum = 0;
+      for (int quad = 0; quad < quads; ++quad)
+        for (int i = 0; i < 4; ++i) sum += weight[(quad * kPanel + out) * 4 + i] * x[4 * quad + i];
+      acc[out] += w_scale[out] * x_scale[row] * float(sum);
+    }
+}
+
+float quantize(const float* x, int16_t* q) {
+  float most = 0;
+  for (int i = 0; i < kTile; ++i) most = std::fmax(most, std::fabs(x[i]));
+  if (!(most > 1e-30f)) most = 0;  // 32767 / most would overflow
+  const float scale = most / 32767.0f, inverse = most > 0 ? 32767.0f / most : 0;
+  for (int i = 0; i < kTile; ++i) q[i] = int16_t(std::lrintf(std::fmin(std::fmax(x[i] * inverse, -32767.0f), 32767.0f)));
+  return scale;
+}
+
+float half_to_float(uint16_t h) {
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 1023;
+  uint32_t bits;
+  if (exponent == 31)
+    bits = sign | 0x7f800000 | mantissa << 13;
+  else if (exponent)
+    bits = sign | (exponent + 112) << 23 | mantissa << 13;
+  else {
+    const float tiny = float(mantissa) * 0x1p-24f;
+    std::memcpy(&bits, &tiny, 4);
+    bits |= sign;
+  }
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+// Round to nearest even, overflow to infinity, as F16C does.
+uint16_t float_to_half(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return sign | 0x7e00;
+  if (bits >= 0x477ff000) return sign | 0x7c00;  // 65520 and above round to infinity
+  if (bits < 0x38800000) {                       // subnormal half: the addition rounds
+    float magnitude;
+    std::memcpy(&magnitude, &bits, 4);
+    return sign | uint16_t(std::lrintf(magnitude * 0x1p24f));
+  }
+  return sign | uint16_t((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13);
+}
+
+float dot_half(const float* a, const uint16_t* b, int n) {
+  float sum = 0;
+  for (int i = 0; i < n; ++i) sum += a[i] * half_to_float(b[i]);
+  return sum;
+}
+
+void add_half(float w, const uint16_t* b, float* y, int n) {
+  for (int i = 0; i < n; ++i) y[i] += w * half_to_float(b[i]);
+}
+
+void to_half(const float* x, uint16_t* y, int n) {
+  for (int i = 0; i < n; ++i) y[i] = float_to_half(x[i]);
+}
+
+void from_half(const uint16_t* x, float* y, int n) {
+  for (int i = 0; i < n; ++i) y[i] = half_to_float(x[i]);
+}
+
+}  // namespace
+
+const Isa kPortable = {"portable", unpack, accumulate, quantize, dot_half, add_half, to_half, from_half};
+
+}  // namespace edgellm

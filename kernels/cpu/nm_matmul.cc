@@ -1,0 +1,117 @@
+// NMMatMul: y[t, o] = act( sum_i x[t, i] * w[o, i] ), w from packed tiles.
+//
+//   sum_i x w = sum over groups g of  x_scale * w_scale[o, g] * sum_i q_x[i] * (code[o, i] - offset)
+//                                   + minimum'[o, g] * sum_i x[i]                    (zero = "min" only)
+//
+// x becomes int16 once; every panel of 16 outputs is then independent. A tile is unpacked once for a block of rows.
+#include <cmath>
+#include <vector>
+
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/operators.h"
+#include "kernels/cpu/tile_scales.h"
+
+namespace edgellm {
+namespace {
+
+constexpr int kRowBlock = 64;           // rows that share an unpacked tile: x, acc and the tile stay in L1
+constexpr size_t kTaskBytes = 1 << 15;  // weight bytes times rows worth a task
+
+// Activations as int16: q [tile][row][64], scale [tile][row], sum [tile][group of 32][row].
+struct Rows {
+  std::vector<int16_t> q;
+  std::vector<float> scale, sum;
+  int64_t rows = 0;
+
+  void quantize(const float* x, int64_t count, int64_t tiles, const Isa& isa, const Pool& pool) {
+    rows = count;
+    q.resize(size_t(tiles * rows * kTile));
+    scale.resize(size_t(tiles * rows));
+    sum.resize(size_t(2 * tiles * rows));
+    const int64_t step = rows < 16 ? rows : 16;
+    auto some = [&](size_t task) {
+      const int64_t end = std::min(rows, int64_t(task + 1) * step);
+      for (int64_t row = int64_t(task) * step; row < end; ++row)
+        for (int64_t tile = 0; tile < tiles; ++tile) one(x + (row * tiles + tile) * kTile, tile, row, isa);
+    };
+    parallel(pool, size_t((rows + step - 1) / step), some);
+  }
+
+ private:
+  void one(const float* x, int64_t tile, int64_t row, const Isa& isa) {
+    const int64_t at = tile * rows + row;
+    scale[size_t(at)] = isa.quantize(x, &q[size_t(at * kTile)]);
+    for (int half = 0; half < 2; ++half) {
+      int32_t total = 0;
+      for (int i = 0; i < 32; ++i) total += q[size_t(at * kTile + 32 * half + i)];
+      sum[size_t((2 * tile + half) * rows + row)] = float(total) * scale[size_t(at)];
+    }
+  }
+};
+
+// acc[row][out] for rows [first, first + count) of one panel.
+void panel_times_rows(const Format& f, const uint8_t* panel, const Rows& x, int64_t first, int count, float* acc,
+                      const Isa& isa) {
+  alignas(64) int8_t weight[kPanel * kTile], kept[kPanel * kTile];
+  const bool masked_minimum = f.minimum && f.sparse();
+  const int groups = f.groups_per_tile(), quads = 16 / groups;
+  std::fill(acc, acc + count * kPanel, 0.0f);
+  for_tiles(f, panel, isa, [&](int64_t tile, const uint8_t* bytes, const TileScales& s) {
+    isa.unpack(f, bytes, weight, masked_minimum ? kept : nullptr);
+    const int64_t at = tile * x.rows + first;
+    for (int g = 0; g < groups; ++g) {
+      const int16_t* q = &x.q[size_t(at * kTile)] + 4 * quads * g;
+      const int skip = g * quads * kPanel * 4;
+      isa.accumulate(weight + skip, quads, s.scale[g], q, &x.scale[size_t(at)], count, acc);
+      if (masked_minimum) {
+        isa.accumulate(kept + skip, quads, s.minimum[g], q, &x.scale[size_t(at)], count, acc);
+      } else if (f.minimum) {
+        for (int half = 2 / groups * g; half < 2 / groups * (g + 1); ++half) {
+          const float* sum = &x.sum[size_t((2 * tile + half) * x.rows + first)];
+          for (int row = 0; row < count; ++row)
+            for (int out = 0; out < kPanel; ++out) acc[row * kPanel + out] += s.minimum[g][out] * sum[row];
+        }
+      }
+    }
+  });
+}
+
+float activate(Activation activation, float x) {
+  if (activation == Activation::kSilu) return x / (1 + std::exp(-x));
+  return 0.5f * x * (1 + std::tanh(0.7978845608f * (x + 0.044715f * x * x * x)));
+}
+
+}  // namespace
+
+void nm_matmul(const Format& f, Activation activation, const float* x, int64_t rows, const uint8_t* tiles, float* y,
+               const Pool& pool) {
+  static thread_local Rows quantized;  // grows to the largest chunk once, then stays
+  const Isa& isa = edgellm::isa();
+  quantized.quantize(x, rows, f.tiles(), isa, pool);
+  const Rows& q = quantized;
+
+  const bool paired = activation != Activation::kNone;
+  const int64_t width = paired ? f.n_out / 2 : f.n_out, units = paired ? f.panels() / 2 : f.panels();
+  const size_t wanted = f.nbytes() * size_t(rows < 8 ? rows : 8) / kTaskBytes;
+  const int64_t tasks = std::max<int64_t>(1, std::min<int64_t>(units, int64_t(std::min<size_t>(wanted, 64))));
+  auto some = [&](size_t task) {
+    alignas(64) float acc[2][kRowBlock * kPanel];
+    for (int64_t unit = units * int64_t(task) / tasks; unit < units * int64_t(task + 1) / tasks; ++unit)
+      for (int64_t first = 0; first < rows; first += kRowBlock) {
+        const int count = int(std::min<int64_t>(kRowBlock, rows - first));
+        const int64_t panel = paired ? 2 * unit : unit;
+        const int outputs = int(std::min<int64_t>(kPanel, width - unit * kPanel));
+        panel_times_rows(f, tiles + size_t(panel) * f.panel_bytes(), q, first, count, acc[0], isa);
+        if (paired) panel_times_rows(f, tiles + size_t(panel + 1) * f.panel_bytes(), q, first, count, acc[1], isa);
+        for (int row = 0; row < count; ++row)
+          for (int out = 0; out < outputs; ++out) {
+            const float value = acc[0][row * kPanel + out];
+            y[(first + row) * width + unit * kPanel + out] =
+                paired ? activate(activation, value) * acc[1][row * kPanel + out] : value;
+          }
+      }
+  };
+  parallel(pool, size_t(tasks), some);
+}
+
+}  // namespace edgellm

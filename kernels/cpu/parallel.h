@@ -1,0 +1,19 @@
+// How kernels split work: over whatever pool the caller has (ONNX Runtime's own in kernels/ort).
+#pragma once
+#include <cstddef>
+
+namespace edgellm {
+
+struct Pool {
+  void* context;
+  void (*run)(void* context, void (*task)(void* data, size_t index), size_t count, void* data);
+};
+
+// body(i) for i in [0, count), in any order and on any thread; inline when there is one.
+template <typename Body>
+void parallel(const Pool& pool, size_t count, Body& body) {
+  if (count == 1) return body(0);
+  if (count) pool.run(pool.context, [](void* data, size_t index) { (*static_cast<Body*>(data))(index); }, count, &body);
+}
+
+}  // namespace edgellm

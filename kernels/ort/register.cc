@@ -1,0 +1,161 @@
+// edgellm's operators as ONNX Runtime custom operators, domain "edgellm". Session options load this library by
+// RegisterCustomOps; the shapes and meaning of every operator stand in kernels/reference.py.
+#include <cstring>
+#include <exception>
+#include <initializer_list>
+
+#include "kernels/cpu/operators.h"
+#include "kernels/ort/tensors.h"
+
+namespace edgellm::ort {
+namespace {
+
+struct NMMatMul {
+  static constexpr const char* kName = "NMMatMul";
+  static constexpr ElementType kInputs[] = {kFloat, kUint8}, kOutputs[] = {kFloat};
+  Format format;
+  Activation activation;
+
+  explicit NMMatMul(const Attributes& a) : format(a.format()) {
+    const std::string name = a.string("activation");
+    activation = name == "silu" ? Activation::kSilu : name == "gelu_tanh" ? Activation::kGeluTanh : Activation::kNone;
+    if ((activation == Activation::kNone && name != "none") || (activation != Activation::kNone && format.n_out % 32))
+      throw Failure{create_status(a.api, kInvalidArgument, "activation is none, or silu or gelu_tanh over pairs of 16")};
+  }
+  void compute(const Call& call) const {
+    const Tensor x = call.input(0), tiles = call.input(1);
+    call.require(x.shape.size() == 2 && x.shape[1] == format.k_in, "NMMatMul: x is not [T, k_in]");
+    call.require(size_t(tiles.size()) == format.nbytes(), "NMMatMul: tiles have another size than their format");
+    const int64_t width = activation == Activation::kNone ? format.n_out : format.n_out / 2;
+    float* y = static_cast<float*>(call.output(0, {x.shape[0], width}));
+    nm_matmul(format, activation, x.as<float>(), x.shape[0], tiles.as<uint8_t>(), y, call.pool());
+  }
+};
+
+struct QuantGather {
+  static constexpr const char* kName = "QuantGather";
+  static constexpr ElementType kInputs[] = {kInt64, kUint8}, kOutputs[] = {kFloat};
+  Format format;
+
+  explicit QuantGather(const Attributes& a) : format(a.format()) {}
+  void compute(const Call& call) const {
+    const Tensor ids = call.input(0), tiles = call.input(1);
+    call.require(ids.shape.size() == 1, "QuantGather: ids is not [T]");
+    call.require(size_t(tiles.size()) == format.nbytes(), "QuantGather: tiles have another size than their format");
+    float* y = static_cast<float*>(call.output(0, {ids.size(), format.k_in}));
+    call.require(quant_gather(format, ids.as<int64_t>(), ids.size(), tiles.as<uint8_t>(), y, call.pool()),
+                 "QuantGather: a token id is outside the vocabulary");
+  }
+};
+
+struct PrunedKVAttention {
+  static constexpr const char* kName = "PrunedKVAttention";
+  // q, k, v, cos, sin, positions, control, key, value, position -> y, key, value, position
+  static constexpr ElementType kInputs[] = {kFloat, kFloat, kFloat,   kFloat,   kFloat,
+                                            kInt64, kInt64, kFloat16, kFloat16, kInt32};
+  static constexpr ElementType kOutputs[] = {kFloat, kFloat16, kFloat16, kInt32};
+  Attention attention;
+
+  explicit PrunedKVAttention(const Attributes& a)
+      : attention{a.integer("heads"), a.integer("kv_heads"), a.integer("head_dim"), a.real("scale")} {}
+
+  void compute(const Call& call) const {
+    const Attention& a = attention;
+    const Tensor q = call.input(0), k = call.input(1), v = call.input(2), cos = call.input(3), sin = call.input(4);
+    const Tensor positions = call.input(5), control = call.input(6);
+    const int64_t steps = positions.size();
+    call.require(q.is({steps, a.heads * a.head_dim}) && k.is({steps, a.kv_heads * a.head_dim}) && k.shape == v.shape,
+                 "PrunedKVAttention: q, k or v has another shape than [T, heads * head_dim]");
+    call.require(cos.shape.size() == 2 && cos.shape[0] == steps && cos.shape == sin.shape,
+                 "PrunedKVAttention: cos and sin are not [T, rotary/2]");
+    call.require(control.size() == 5, "PrunedKVAttention: control is not (committed, accepted, budget, sinks, policy)");
+    const Tensor key = call.input(7), value = call.input(8), position = call.input(9);
+    call.require(position.shape.size() == 2 && position.shape[0] == a.kv_heads, "PrunedKVAttention: position's shape");
+    const int64_t capacity = position.shape[1];
+    call.require(key.is({a.kv_heads, capacity, a.head_dim}) && key.shape == value.shape,
+                 "PrunedKVAttention: key or value is not [kv_heads, capacity, head_dim]");
+
+    float* y = static_cast<float*>(call.output(0, q.shape));
+    KVCache cache{carry<uint16_t>(call, 1, key), carry<uint16_t>(call, 2, value), carry<int32_t>(call, 3, position),
+                  capacity};
+    const int64_t* c = control.as<int64_t>();
+    const char* why = pruned_kv_attention(a, {c[0], c[1], c[2], c[3], c[4]}, q.as<float>(), k.as<float>(),
+                                          v.as<float>(), cos.as<float>(), sin.as<float>(), cos.shape[1],
+                                          positions.as<int64_t>(), steps, cache, y, call.pool());
+    call.require(!why, why);
+  }
+
+ private:
+  // The output buffer holding the input's content: the same buffer when the caller bound it so, a copy otherwise.
+  template <typename T>
+  static T* carry(const Call& call, size_t output, const Tensor& input) {
+    T* to = static_cast<T*>(call.output(output, input.shape));
+    if (to != input.data) std::memcpy(to, input.data, size_t(input.size()) * sizeof(T));
+    return to;
+  }
+};
+
+// One kernel type as the table of C callbacks that ONNX Runtime wants.
+template <typename Kernel>
+struct Instance {
+  const Api* api;
+  Kernel kernel;
+
+  template <typename Body>
+  static Status* guard(const Api* api, Body body) {
+    try {
+      body();
+      return nullptr;
+    } catch (const Failure& failure) {
+      return failure.status;
+    } catch (const std::exception& error) {
+      return create_status(api, kFail, error.what());
+    }
+  }
+  static Status* create(const CustomOp*, const Api* api, const KernelInfo* info, void** out) {
+    return guard(api, [&] { *out = new Instance{api, Kernel(Attributes{api, info})}; });
+  }
+  static Status* compute(void* self, KernelContext* context) {
+    const Instance* instance = static_cast<const Instance*>(self);
+    return guard(instance->api, [&] { instance->kernel.compute(Call{instance->api, context}); });
+  }
+  static CustomOp table() {
+    CustomOp op{};
+    op.version = kApiVersion;
+    op.name = [](const CustomOp*) { return Kernel::kName; };
+    op.provider = [](const CustomOp*) -> const char* { return nullptr; };  // the CPU
+    op.input_type = [](const CustomOp*, size_t i) { return Kernel::kInputs[i]; };
+    op.input_count = [](const CustomOp*) { return std::size(Kernel::kInputs); };
+    op.output_type = [](const CustomOp*, size_t i) { return Kernel::kOutputs[i]; };
+    op.output_count = [](const CustomOp*) { return std::size(Kernel::kOutputs); };
+    op.destroy = [](void* self) { delete static_cast<Instance*>(self); };
+    op.input_characteristic = [](const CustomOp*, size_t) { return 0; };  // required
+    op.output_characteristic = op.input_characteristic;
+    op.input_memory = [](const CustomOp*, size_t) { return 0; };  // default
+    op.create_kernel_v2 = create;
+    op.compute_v2 = compute;
+    op.start_version = [](const CustomOp*) { return 1; };
+    op.end_version = [](const CustomOp*) { return 1; };
+    return op;
+  }
+};
+
+}  // namespace
+}  // namespace edgellm::ort
+
+extern "C" __attribute__((visibility("default"))) edgellm::ort::Status* RegisterCustomOps(
+    edgellm::ort::SessionOptions* options, const edgellm::ort::ApiBase* base) {
+  using namespace edgellm::ort;
+  static const CustomOp tables[] = {Instance<NMMatMul>::table(), Instance<QuantGather>::table(),
+                                    Instance<PrunedKVAttention>::table()};
+  const Api* api = base->get_api(kApiVersion);
+  if (!api) return nullptr;  // older than API 17: the session then names the unknown operator
+  // Lives as long as the process: sessions share it and ONNX Runtime does not own it.
+  static Domain* domain = nullptr;
+  if (!domain) {
+    if (Status* status = create_domain(api, "edgellm", &domain)) return status;
+    for (const CustomOp& table : tables)
+      if (Status* status = domain_add(api, domain, &table)) return status;
+  }
+  return add_domain(api, options, domain);
+}

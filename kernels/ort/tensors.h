@@ -1,0 +1,104 @@
+// Reading a kernel's attributes, inputs and outputs; a failed call becomes a Failure, caught where ONNX Runtime calls in.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "kernels/cpu/parallel.h"
+#include "kernels/layout.h"
+#include "kernels/ort/abi.h"
+
+namespace edgellm::ort {
+
+struct Failure {
+  Status* status;
+};
+
+inline void check(Status* status) {
+  if (status) throw Failure{status};
+}
+
+struct Attributes {
+  const Api* api;
+  const KernelInfo* info;
+
+  int64_t integer(const char* name) const {
+    int64_t value = 0;
+    check(attribute_int(api, info, name, &value));
+    return value;
+  }
+  float real(const char* name) const {
+    float value = 0;
+    check(attribute_float(api, info, name, &value));
+    return value;
+  }
+  std::string string(const char* name) const {
+    size_t size = 0;
+    check(attribute_string(api, info, name, nullptr, &size));
+    std::string value(size, '\0');
+    check(attribute_string(api, info, name, value.data(), &size));
+    return value.c_str();  // without the terminating zero that size counts
+  }
+  Format format() const {
+    const std::string zero = string("zero"), axis = string("axis");
+    Format f{integer("n_out"), integer("k_in"), integer("bits"), integer("group"), zero == "min",
+             integer("n"),     integer("m"),    axis == "out"};
+    const bool words = (zero == "min" || zero == "symmetric") && (axis == "in" || axis == "out");
+    if (!words || !f.valid()) throw Failure{create_status(api, kInvalidArgument, "no such weight tile")};
+    return f;
+  }
+};
+
+struct Tensor {
+  void* data;
+  std::vector<int64_t> shape;
+
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+  int64_t size() const {
+    int64_t total = 1;
+    for (int64_t dimension : shape) total *= dimension;
+    return total;
+  }
+  bool is(std::initializer_list<int64_t> expected) const { return shape == std::vector<int64_t>(expected); }
+};
+
+struct Call {
+  const Api* api;
+  KernelContext* context;
+
+  Tensor input(size_t index) const {
+    const Value* value = nullptr;
+    check(context_input(api, context, index, &value));
+    TensorInfo* info = nullptr;
+    check(tensor_info(api, value, &info));
+    size_t rank = 0;
+    Status* status = dimensions_count(api, info, &rank);
+    Tensor tensor{nullptr, std::vector<int64_t>(rank)};
+    if (!status) status = dimensions(api, info, tensor.shape.data(), rank);
+    release_tensor_info(api, info);
+    check(status);
+    check(tensor_data(api, const_cast<Value*>(value), &tensor.data));
+    return tensor;
+  }
+  void* output(size_t index, const std::vector<int64_t>& shape) const {
+    Value* value = nullptr;
+    void* data = nullptr;
+    check(context_output(api, context, index, shape.data(), shape.size(), &value));
+    check(tensor_data(api, value, &data));
+    return data;
+  }
+  void require(bool condition, const char* message) const {
+    if (!condition) throw Failure{create_status(api, kInvalidArgument, message)};
+  }
+  // ONNX Runtime's own threads: no second pool beside it.
+  Pool pool() const {
+    return {const_cast<Call*>(this), [](void* self, void (*task)(void*, size_t), size_t count, void* data) {
+              const Call* call = static_cast<const Call*>(self);
+              check(parallel_for(call->api, call->context, task, count, 0, data));
+            }};
+  }
+};
+
+}  // namespace edgellm::ort

@@ -1,0 +1,127 @@
+"""PrunedKVAttention against the reference: shapes, GQA ratios, chunks, and the cache it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from edgellm.kernels import reference
+from edgellm.kernels.library import instruction_set, use_instruction_set
+from edgellm.kernels.reference import FULL, WINDOW, Cache
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kernels.operators import run
+
+
+@pytest.fixture(params=["portable", "avx2"], scope="module")
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = instruction_set()
+    if not use_instruction_set(request.param):
+        pytest.skip(f"this processor or build has no {request.param}")
+    yield request.param
+    use_instruction_set(before)
+
+
+@dataclass
+class Layer:
+    """One attention layer fed chunk by chunk, natively and by the reference."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    budget: int
+    staging: int
+    rng: np.random.Generator
+    rotary: int = 0
+    seen: list[tuple[int, ...]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        shape = (self.kv_heads, self.budget + self.staging, self.head_dim)
+        self.cache = Cache(np.zeros(shape, np.float16), np.zeros(shape, np.float16), np.zeros(shape[:2], np.int32))
+        self.rotary = self.rotary or self.head_dim
+
+    def inputs(self, steps: int, start: int) -> list[np.ndarray]:
+        def draw(heads: int) -> np.ndarray:
+            return self.rng.normal(size=(steps, heads * self.head_dim)).astype(np.float32)
+
+        angle = self.rng.normal(size=(steps, self.rotary // 2)).astype(np.float32)
+        positions = np.arange(start, start + steps)
+        return [draw(self.heads), draw(self.kv_heads), draw(self.kv_heads), np.cos(angle), np.sin(angle), positions]
+
+    def both(self, inputs: list[np.ndarray], control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Runs the operator and the reference on one cache; returns (native y, reference y), caches compared."""
+        scale = self.head_dim**-0.5
+        before = [self.cache.key.copy(), self.cache.value.copy(), self.cache.position.copy()]
+        got = run(
+            "PrunedKVAttention", [*inputs, control, *before], ["float32", "float16", "float16", "int32"],
+            heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, scale=scale,
+        )  # fmt: skip
+        expected = reference.pruned_kv_attention(*inputs, control, self.cache, scale)
+        np.testing.assert_allclose(got[1].astype(np.float32), self.cache.key.astype(np.float32), atol=2e-3)
+        np.testing.assert_array_equal(got[2], self.cache.value)
+        np.testing.assert_array_equal(got[3], self.cache.position)
+        return got[0], expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kv_heads=st.integers(1, 3), ratio=st.integers(1, 4), head_dim=st.sampled_from([16, 24, 64, 80, 256, 2]),
+    budget=st.integers(5, 40), sinks=st.integers(0, 4), policy=st.sampled_from([FULL, WINDOW]),
+    chunks=st.lists(st.integers(1, 12), min_size=1, max_size=5), partial=st.booleans(), seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_against_the_reference(
+    isa: str, kv_heads: int, ratio: int, head_dim: int, budget: int, sinks: int, policy: int, chunks: list[int],
+    partial: bool, seed: int,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    rotary = head_dim if head_dim < 4 or rng.random() < 0.5 else head_dim // 2
+    layer = Layer(kv_heads * ratio, kv_heads, head_dim, budget, 12, rng, rotary)
+    committed, accepted, position = 0, 0, 0
+    for steps in chunks:
+        if policy == FULL and committed + accepted > budget:
+            break
+        control = np.array([committed, accepted, budget, sinks, policy])
+        got, expected = layer.both(layer.inputs(steps, position), control)
+        assert np.abs(got - expected).max() < 5e-3 * max(1, np.abs(expected).max())
+        committed = min(budget, committed + accepted)
+        accepted = steps - 1 if partial and steps > 1 else steps  # a rejected draft is simply not committed
+        position += accepted
+
+
+def test_window_keeps_sinks_and_the_newest() -> None:
+    layer = Layer(2, 1, 16, budget=8, staging=4, rng=np.random.default_rng(0))
+    committed = accepted = 0
+    for start in range(0, 24, 4):
+        layer.both(layer.inputs(4, start), np.array([committed, accepted, 8, 2, WINDOW]))
+        committed, accepted = min(8, committed + accepted), 4
+    assert sorted(layer.cache.position[0, :8]) == [0, 1, 14, 15, 16, 17, 18, 19]  # 20 … 23 are staged
+
+
+def test_chunks_give_what_one_run_gives() -> None:
+    rng = np.random.default_rng(5)
+    whole, parts = Layer(4, 2, 32, 32, 16, rng), Layer(4, 2, 32, 32, 16, rng)
+    inputs = whole.inputs(12, 0)
+    expected, _ = whole.both(inputs, np.array([0, 0, 32, 0, FULL]))
+    first, _ = parts.both([x[:5] for x in inputs], np.array([0, 0, 32, 0, FULL]))
+    second, _ = parts.both([x[5:] for x in inputs], np.array([0, 5, 32, 0, FULL]))
+    np.testing.assert_allclose(np.concatenate([first, second]), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("control", "message"),
+    [
+        ([5, 4, 8, 0, FULL], "the cache is full"),
+        ([9, 0, 8, 0, FULL], "control out of range"),
+        ([0, 5, 8, 0, FULL], "staging area"),
+        ([0, 0, 10, 0, FULL], "staging area"),
+        ([0, 0, 8, 8, WINDOW], "sinks fill"),
+        ([0, 0, 8, 0, 7], "unknown policy"),
+    ],
+)
+def test_a_control_that_cannot_be_is_refused(control: list[int], message: str) -> None:
+    layer = Layer(2, 1, 16, budget=8, staging=4, rng=np.random.default_rng(0))
+    with pytest.raises(Exception, match=message):
+        layer.both(layer.inputs(3, 0), np.array(control))

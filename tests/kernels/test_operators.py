@@ -1,0 +1,106 @@
+"""Every instruction set against kernels/reference.py, through ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from edgellm.export.pack import pack
+from edgellm.kernels import reference
+from edgellm.kernels.layout import Format, dequantize, unpack
+from edgellm.kernels.library import instruction_set, use_instruction_set
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kernels.operators import random_matrix, run
+from tests.kernels.test_pack import formats
+
+
+@pytest.fixture(params=["portable", "avx2"], scope="module")
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = instruction_set()
+    if not use_instruction_set(request.param):
+        pytest.skip(f"this processor or build has no {request.param}")
+    yield request.param
+    use_instruction_set(before)
+
+
+def bound(x: np.ndarray, f: Format, tiles: np.ndarray) -> np.ndarray:
+    """The error that 16-bit activations may cause: half a step an input, times |w|, and float32's own rounding."""
+    weight = np.abs(dequantize(unpack(tiles, f)))
+    step = np.repeat(np.abs(x.reshape(len(x), -1, 64)).max(axis=-1) / 32767, 64, axis=1)
+    extent = np.abs(weight).max() if f.zero == "min" else 0  # scale*code and minimum cancel
+    return 0.51 * step @ (weight + extent).T + 4e-6 * np.abs(x) @ (weight + extent).T + 1e-30
+
+
+@settings(max_examples=80, deadline=None)
+@given(f=formats(), rows=st.sampled_from([1, 2, 3, 5, 17, 64, 65, 130]), seed=st.integers(0, 2**32 - 1))
+def test_matmul(isa: str, f: Format, rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tiles = pack(random_matrix(rng, f))
+    x = (rng.normal(size=(rows, f.k_in)) * np.exp(rng.normal(size=(rows, 1)))).astype(np.float32)
+    x[:, rng.integers(f.k_in)] *= 100  # an outlier channel, as real models have
+    (got,) = run("NMMatMul", [x, tiles], ["float32"], **f.attributes(), activation="none")
+    expected = reference.nm_matmul(x, tiles, f)
+    assert got.shape == expected.shape
+    assert (np.abs(got - expected) <= bound(x, f, tiles)).all()
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("n_out", [32, 96])
+def test_matmul_with_an_activation(isa: str, activation: str, n_out: int) -> None:
+    rng = np.random.default_rng(n_out)
+    f = Format(n_out, 128, 4, 64, "symmetric", 2, 4, "out")
+    tiles = pack(random_matrix(rng, f))
+    x = rng.normal(size=(7, 128)).astype(np.float32)
+    (got,) = run("NMMatMul", [x, tiles], ["float32"], **f.attributes(), activation=activation)
+    assert got.shape == (7, n_out // 2)
+    expected = reference.nm_matmul(x, tiles, f, activation)
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("x", [np.zeros((3, 64)), np.full((2, 64), 1e-40), np.full((2, 64), 1e30)])
+def test_matmul_of_extreme_activations(isa: str, x: np.ndarray) -> None:
+    f = Format(16, 64, 8, 32, "min")
+    tiles = pack(random_matrix(np.random.default_rng(3), f))
+    x = x.astype(np.float32)
+    (got,) = run("NMMatMul", [x, tiles], ["float32"], **f.attributes(), activation="none")
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got, reference.nm_matmul(x, tiles, f), rtol=1e-3, atol=1e-30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(f=formats(), count=st.integers(1, 20), seed=st.integers(0, 2**32 - 1))
+def test_gather(isa: str, f: Format, count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    q = random_matrix(rng, f)
+    ids = rng.integers(0, f.n_out, count)
+    (got,) = run("QuantGather", [ids, pack(q)], ["float32"], **f.attributes())
+    np.testing.assert_allclose(got, dequantize(q)[ids], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("operator", "change", "message"),
+    [
+        ("NMMatMul", {"k_in": 128}, "x is not"),
+        ("NMMatMul", {"bits": 8}, "another size"),
+        ("NMMatMul", {"group": 33}, "no such weight tile"),
+        ("NMMatMul", {"zero": "max"}, "no such weight tile"),
+        ("NMMatMul", {"activation": "relu"}, "activation is none"),
+        ("QuantGather", {"n_out": 17}, "another size"),
+    ],
+)
+def test_a_wrong_graph_is_refused(operator: str, change: dict[str, object], message: str) -> None:
+    f = Format(16, 64, 4, 64)
+    x = np.zeros((1, 64), np.float32) if operator == "NMMatMul" else np.zeros(1, np.int64)
+    attributes = {**f.attributes(), **({"activation": "none"} if operator == "NMMatMul" else {}), **change}
+    with pytest.raises(Exception, match=message):
+        run(operator, [x, np.zeros(f.nbytes, np.uint8)], ["float32"], **attributes)
+
+
+@pytest.mark.parametrize("token", [-1, 16])
+def test_a_token_outside_the_vocabulary_is_refused(token: int) -> None:
+    f = Format(16, 64, 4, 64)
+    with pytest.raises(Exception, match="outside the vocabulary"):
+        run("QuantGather", [np.array([token]), np.zeros(f.nbytes, np.uint8)], ["float32"], **f.attributes())
