@@ -1,0 +1,1 @@
+"""edgellm.devices: what is known of boards, and of the machine this runs on."""

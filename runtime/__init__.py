@@ -1,0 +1,28 @@
+"""The device side: loads a bundle and generates, with onnxruntime, numpy, tokenizers and jinja2, and no torch.
+
+`from edgellm.runtime import load; llm = load("bundle"); for piece in llm.stream("Once upon a time"): …`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgellm.runtime.schema import Manifest
+    from edgellm.runtime.session import Session
+
+__all__ = ["load"]
+
+
+def load(
+    path: str | Path,
+    kv: str | None = None,
+    threads: int | None = None,
+    verify: bool = False,
+    manifest: Manifest | None = None,
+) -> Session:
+    """Load a bundle; see edgellm.runtime.loading.load. Importing this module costs nothing until the call."""
+    from edgellm.runtime import loading
+
+    return loading.load(path, kv=kv, threads=threads, verify=verify, manifest=manifest)

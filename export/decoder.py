@@ -1,0 +1,186 @@
+"""The torch reference of a decoder, float32: calibration runs it, verification trusts it.
+
+One block's weights are in memory at a time; the hidden states of all sequences pass through it a few at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgellm.export.architectures import MATRICES, NORMS, Architecture
+from edgellm.export.checkpoint import Source
+
+Block = dict[str, Tensor]  # role -> float32 tensor, of one layer
+Record = Callable[[str, Tensor], None]
+
+TOKENS_AT_ONCE = 2048  # of a forward pass through one block
+ROWS_AT_ONCE = 256  # of logits
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu_tanh": lambda gate: functional.gelu(gate, approximate="tanh"),
+}
+
+
+@dataclass
+class KeyValue:
+    """One layer's cache while sampling: float32 [B, kv_heads, capacity, head_dim], the first `length` in use."""
+
+    key: Tensor
+    value: Tensor
+    length: int = 0
+
+
+def load_block(source: Source, layer: int) -> Block:
+    """Read one layer's nine tensors."""
+    block = {role: source.matrix(f"layers.{layer}.{role}") for role in MATRICES}
+    return block | {role: source.vector(f"layers.{layer}.{role}") for role in NORMS}
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def rotary(arch: Architecture, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 [T, head_dim], both halves alike (rotate-half order), for int64 positions [T]."""
+    exponent = torch.arange(0, arch.head_dim, 2, dtype=torch.float32) / arch.head_dim
+    angles = positions.to(torch.float32)[:, None] * (1.0 / arch.rope_theta**exponent)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def block_forward(
+    arch: Architecture,
+    weights: Block,
+    x: Tensor,
+    positions: Tensor,
+    record: Record | None = None,
+    cache: KeyValue | None = None,
+) -> Tensor:
+    """One decoder block with causal attention over all of x: [B, T, hidden] -> [B, T, hidden].
+
+    positions: int64 [T]. record(role, input [B, T, in]) is called with the input of "q" (also k's and v's), "o",
+    "gate" (also up's) and "down". With a cache, keys and values are appended to it and x attends to what it held too.
+    """
+    batch, length, _ = x.shape
+
+    def heads(role: str) -> Tensor:
+        return functional.linear(normed, weights[role]).view(batch, length, -1, arch.head_dim).transpose(1, 2)
+
+    def rotate(y: Tensor) -> Tensor:
+        first, second = y.chunk(2, dim=-1)
+        return y * cos + torch.cat([-second, first], dim=-1) * sin
+
+    def noted(role: str, y: Tensor) -> Tensor:
+        if record is not None:
+            record(role, y)
+        return y
+
+    normed = noted("q", rms_norm(x, weights["attention_norm"], arch.norm_eps))
+    cos, sin = rotary(arch, positions)
+    query, key, value = rotate(heads("q")), rotate(heads("k")), heads("v")
+    mask = None
+    if cache is not None:
+        end = cache.length + length
+        cache.key[:, :, cache.length : end], cache.value[:, :, cache.length : end] = key, value
+        key, value = cache.key[:, :, :end], cache.value[:, :, :end]
+        mask = torch.arange(end)[None, :] <= torch.arange(cache.length, end)[:, None]
+        cache.length = end
+    attended = functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+    )
+    attended = noted("o", attended.transpose(1, 2).reshape(batch, length, -1))
+    x = x + functional.linear(attended, weights["o"])
+    normed = noted("gate", rms_norm(x, weights["mlp_norm"], arch.norm_eps))
+    gate = _ACTIVATIONS[arch.activation](functional.linear(normed, weights["gate"]))
+    inner = noted("down", gate * functional.linear(normed, weights["up"]))
+    return x + functional.linear(inner, weights["down"])
+
+
+def embed(embedding: Tensor, ids: Tensor) -> Tensor:
+    """Rows of the embedding [vocabulary, hidden]: int64 [...] -> float32 [..., hidden]."""
+    return functional.embedding(ids, embedding)
+
+
+def head_logits(arch: Architecture, x: Tensor, norm: Tensor, head: Tensor) -> Tensor:
+    """Final norm and output head: [..., hidden] -> [..., vocabulary]."""
+    return functional.linear(rms_norm(x, norm, arch.norm_eps), head)
+
+
+def head_name(arch: Architecture) -> str:
+    """The canonical name of the output head's matrix."""
+    return "embedding" if arch.tied else "head"
+
+
+@torch.no_grad()
+def propagate(arch: Architecture, weights: Block, x: Tensor, record: Record | None = None) -> Tensor:
+    """Push all sequences x [N, T, hidden] through one block, a few at a time, **in place**; returns x."""
+    positions = torch.arange(x.shape[1])
+    step = max(1, TOKENS_AT_ONCE // max(1, x.shape[1]))
+    for start in range(0, x.shape[0], step):
+        x[start : start + step] = block_forward(arch, weights, x[start : start + step], positions, record)
+    return x
+
+
+@torch.no_grad()
+def hidden_states(arch: Architecture, source: Source, ids: list[Tensor]) -> list[Tensor]:
+    """The last block's output for several batches int64 [N, T] (T may differ): float32 [N, T, hidden] each.
+
+    Every block is loaded once. Memory: one block, the embedding while it is read, and the hidden states.
+    """
+    embedding = source.matrix("embedding")
+    states = [embed(embedding, batch) for batch in ids]
+    del embedding
+    for layer in range(arch.layers):
+        block = load_block(source, layer)
+        for state in states:
+            propagate(arch, block, state)
+    return states
+
+
+@torch.no_grad()
+def forward(arch: Architecture, source: Source, ids: Tensor) -> Tensor:
+    """Logits of int64 ids [B, T]: float32 [B, T, vocabulary], block by block."""
+    state = hidden_states(arch, source, [ids])[0]
+    return head_logits(arch, state, source.vector("norm"), source.matrix(head_name(arch)))
+
+
+@torch.no_grad()
+def window_losses(arch: Architecture, source: Source, ids: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihoods by window of int64 ids [L]: (sums in nats float64 [W], scored tokens int64 [W]).
+
+    A window's first token is not scored. The last, shorter window counts if it has at least 2 tokens.
+    """
+    whole = ids.numel() // window
+    batches = [ids[: whole * window].view(whole, window)] if whole else []
+    if ids.numel() - whole * window >= 2:
+        batches.append(ids[whole * window :].view(1, -1))
+    norm, head = source.vector("norm"), source.matrix(head_name(arch))
+    sums, counts = [], []
+    for batch, states in zip(batches, hidden_states(arch, source, batches), strict=True):
+        for row, state in zip(batch, states, strict=True):
+            total = 0.0
+            for start in range(0, len(row) - 1, ROWS_AT_ONCE):
+                end = min(start + ROWS_AT_ONCE, len(row) - 1)
+                logits = head_logits(arch, state[start:end], norm, head)
+                losses = functional.cross_entropy(logits, row[start + 1 : end + 1], reduction="none")
+                total += float(losses.double().sum())
+            sums.append(total)
+            counts.append(len(row) - 1)
+    return torch.tensor(sums, dtype=torch.float64), torch.tensor(counts)
+
+
+def perplexity(arch: Architecture, source: Source, ids: Tensor, window: int) -> float:
+    """exp of the mean negative log-likelihood a token of int64 ids [L] in windows, each block loaded once.
+
+    Scored: positions 1 ... window-1 of every window (see window_losses). NaN when nothing is scored.
+    """
+    sums, counts = window_losses(arch, source, ids, window)
+    scored = int(counts.sum())
+    return math.exp(min(float(sums.sum()) / scored, 700.0)) if scored else math.nan

@@ -1,0 +1,185 @@
+"""GGUF files, memory-mapped: facts, tokens and tensors, with Q4_0, Q4_1 and Q8_0 blocks readable without loss.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; a block of 32 weights is {fp16 d, [fp16 m,] codes}.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgellm.export import tokenizer
+from edgellm.export.architectures import Architecture, Family, assemble, family, role, spell
+from edgellm.kernels.layout import Format, Quantized
+from edgellm.runtime.errors import CheckpointError
+
+_DAMAGED = "Download or convert the file again."
+_BLOCK = 32
+_STORED = {"Q4_0": (4, "symmetric"), "Q4_1": (4, "min"), "Q8_0": (8, "symmetric")}
+
+
+class GgufSource:
+    """One GGUF file. Raises CheckpointError from the constructor for anything but a whole, supported model."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata, self._tensors = _read(path)
+        model_type = str(self.metadata.get("general.architecture", ""))
+        self._family = family(model_type)
+        self.architecture = _architecture(self.metadata, self._tensors, self._family, path)
+        self.name = self.architecture.name
+        self._check_tensors()
+        self.chat_template: str | None = self.metadata.get("tokenizer.chat_template")
+        self.tokens = tokenizer.gguf_tokens(self.metadata)
+
+    @functools.cache  # noqa: B019  one entry, and the source lives as long as the export
+    def tokenizer_json(self) -> str:
+        """tokenizer.json's text, built from the file's vocabulary. Raises CheckpointError for an unknown kind."""
+        return tokenizer.from_gguf(self.metadata)
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor by canonical name, float32 [out, in] or [length]. Raises CheckpointError for an unreadable type."""
+        tensor = self._tensors[spell(self._family.gguf, name)]
+        try:
+            with np.errstate(all="ignore"):  # whoever reads checks for NaN and infinities
+                weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            raise CheckpointError(
+                f"{self.path.name}: {tensor.name} is of type {tensor.tensor_type.name}, which gguf cannot dequantize",
+                "Use a file in another quantization, such as Q4_1, Q8_0 or F16.",
+            ) from None
+        order = self._order(name)
+        weight = np.array(weight, np.float32) if order is None else weight[order].astype(np.float32)
+        return torch.from_numpy(weight)
+
+    def stored(self, name: str) -> Quantized | None:
+        """The file's own blocks as codes and scales, exactly; None for a type or a size that tiles cannot hold."""
+        tensor = self._tensors[spell(self._family.gguf, name)]
+        rows, columns = self.architecture.shape(name)
+        if tensor.tensor_type.name not in _STORED or not columns or columns % 64:
+            return None
+        bits, zero = _STORED[tensor.tensor_type.name]
+        order = self._order(name)
+        data = np.asarray(tensor.data) if order is None else tensor.data[order]
+        blocks = data.reshape(rows, columns // _BLOCK, -1)
+        heads = 2 if zero == "min" else 1
+        halves = np.ascontiguousarray(blocks[:, :, : 2 * heads]).view(np.float16)
+        codes = blocks[:, :, 2 * heads :]
+        # 4 bits: byte j holds weight j low and weight j + 16 high. 8 bits: signed, so flipping the top bit adds 128.
+        code = codes ^ np.uint8(128) if bits == 8 else np.concatenate([codes & 15, codes >> 4], axis=-1)
+        return Quantized(
+            Format(rows, columns, bits, _BLOCK, zero),
+            np.ascontiguousarray(code.reshape(rows, columns)),
+            np.ascontiguousarray(halves[:, :, 0]),
+            np.ascontiguousarray(halves[:, :, 1]) if zero == "min" else None,
+        )
+
+    def _order(self, name: str) -> NDArray[np.intp] | None:
+        """Which of the file's rows each row of Hugging Face's order is: [head, half, 2] against [head, 2, half]."""
+        if role(name) not in self._family.permuted:
+            return None
+        rows, head_dim = self.architecture.shape(name)[0], self.architecture.head_dim
+        return np.arange(rows).reshape(rows // head_dim, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+
+    def _check_tensors(self) -> None:
+        expected = {spell(self._family.gguf, n): shape for n, shape in self.architecture.tensors()}
+        for name, shape in expected.items():
+            if name not in self._tensors:
+                raise CheckpointError(f"{self.path.name}: tensor {name} is missing", _DAMAGED)
+            found = tuple(int(size) for size in reversed(self._tensors[name].shape))
+            if found != tuple(size for size in shape if size):
+                raise CheckpointError(
+                    f"{self.path.name}: {name} has shape {found}; the file's settings say {shape}", _DAMAGED
+                )
+        for name, tensor in self._tensors.items():
+            if name == "rope_freqs.weight" and np.all(tensor.data == 1):
+                continue
+            if name not in expected:
+                what = "scaled rotary frequencies" if name == "rope_freqs.weight" else "a tensor llama does not have"
+                raise CheckpointError(
+                    f"{self.path.name}: {name} is {what}, which this version does not implement",
+                    "Use a model without it: ignoring it would change the model's answers.",
+                )
+
+
+class _Reader(gguf.GGUFReader):  # type: ignore[misc]
+    """GGUFReader slices its map without a look at the end: a damaged array length would keep it busy for hours."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> NDArray[Any]:
+        found: NDArray[Any] = super()._get(offset, dtype, count, override_order)
+        if found.size != count:
+            raise ValueError(f"{count} values at byte {offset} reach past the end")
+        return found
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise CheckpointError(f"{path.name} is not a GGUF file (it does not begin with GGUF)", _DAMAGED)
+    logging.getLogger("gguf").setLevel(logging.ERROR)
+    try:
+        reader = _Reader(path)
+        metadata = {key: field.contents() for key, field in reader.fields.items()}
+    # A cut or edited header ends in whatever NumPy or the enum tables raise.
+    except (ValueError, IndexError, KeyError, OverflowError, TypeError, MemoryError) as error:
+        raise CheckpointError(
+            f"{path.name} ({size} bytes) is truncated or damaged: its header does not read ({error})", _DAMAGED
+        ) from None
+    if reader.byte_order == "S":
+        raise CheckpointError(f"{path.name} is in the other byte order", "Convert it with gguf_convert_endian.py.")
+    if metadata.get("split.count", 0) > 1:
+        raise CheckpointError(
+            f"{path.name} is one of {metadata['split.count']} parts",
+            "Join them first: llama-gguf-split --merge FIRST-PART OUT.gguf",
+        )
+    for tensor in reader.tensors:
+        if tensor.data_offset + tensor.n_bytes > size or tensor.data.nbytes != tensor.n_bytes:
+            raise CheckpointError(
+                f"{path.name} is truncated: {tensor.name} ends at byte {tensor.data_offset + tensor.n_bytes} of {size}",
+                _DAMAGED,
+            )
+    return metadata, {tensor.name: tensor for tensor in reader.tensors}
+
+
+def _architecture(metadata: Mapping[str, Any], tensors: Mapping[str, Any], rules: Family, path: Path) -> Architecture:
+    model_type = str(metadata["general.architecture"])
+    get = {field: metadata.get(f"{model_type}.{key}") for field, key in rules.gguf_keys.items()}
+    if rules.gguf["embedding"] not in tensors:
+        raise CheckpointError(f"{path.name}: tensor {rules.gguf['embedding']} is missing", _DAMAGED)
+    lists = [key for field, key in rules.gguf_keys.items() if isinstance(get[field], list)]
+    if lists:
+        raise CheckpointError(f"{path.name}: {lists[0]} differs by layer", "Only uniform decoders are implemented.")
+    _refuse(metadata, model_type, path)
+    arch = assemble(
+        {field: f"{model_type}.{key}" for field, key in rules.gguf_keys.items()},
+        path.name,
+        model_type=model_type,
+        name=str(metadata.get("general.name") or path.stem),
+        vocabulary=int(tensors[rules.gguf["embedding"]].shape[-1]),
+        activation="silu",
+        tied=rules.gguf["head"] not in tensors,
+        **get,
+    )
+    if metadata.get(f"{model_type}.rope.dimension_count", arch.head_dim) != arch.head_dim:
+        raise CheckpointError(f"{path.name} rotates only a part of each head", "Full rotary embedding is implemented.")
+    return arch
+
+
+def _refuse(metadata: Mapping[str, Any], model_type: str, path: Path) -> None:
+    scaling = metadata.get(f"{model_type}.rope.scaling.type", "none")
+    if scaling != "none" or metadata.get(f"{model_type}.rope.scale_linear", 1.0) != 1.0:
+        raise CheckpointError(
+            f'{path.name} scales its rotary embedding ("{scaling}"), which this version does not implement',
+            "Use a model with plain rotary embedding.",
+        )
+    if metadata.get(f"{model_type}.expert_count", 0):
+        raise CheckpointError(f"{path.name} is a mixture of experts", "Only dense decoders are implemented.")

@@ -1,0 +1,149 @@
+"""The one page: a checkpoint becomes a bundle. Every step is a call into the file of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgellm.export.calibrate import calibration_ids, write_text
+from edgellm.export.checkpoint import Checkpoint, open_checkpoint
+from edgellm.export.compress import compress, compress_layer
+from edgellm.export.config import ExportConfig
+from edgellm.export.decoder import embed, perplexity
+from edgellm.export.facts import describe
+from edgellm.export.graph import DATA, Placed, decoder_graph
+from edgellm.export.pack import interleave, pack
+from edgellm.export.packed_source import PackedSource
+from edgellm.export.verify import parity, prompts_from
+from edgellm.export.write import PartialBundle
+from edgellm.kernels.layout import Quantized
+from edgellm.runtime import load, manifest
+from edgellm.runtime.cache import parse_kv
+from edgellm.runtime.errors import EdgellmError
+from edgellm.runtime.perplexity import score
+
+Progress = Callable[[str, int, int], None]
+"""Called with (step, done, total)."""
+
+HELD_OUT = 4  # sequences for perplexity and parity, never used to calibrate
+FROM_FILE = (64, 512)  # sequences and tokens each that calibrate: 32k tokens
+SELF_WRITTEN = (32, 256)  # the dense model's own text costs a forward pass a token
+
+
+@dataclass
+class _Writing:
+    config: ExportConfig
+    checkpoint: Checkpoint
+    bundle: PartialBundle
+    placed: dict[str, Placed] = field(default_factory=dict)
+
+    def matrix(self, name: str, q: Quantized) -> None:
+        self.placed[name] = self.bundle.append(pack(q), q.format)
+
+    def vector(self, name: str) -> None:
+        self.placed[name] = self.bundle.append(self.checkpoint.vector(name).numpy())
+
+
+def export(config: ExportConfig, progress: Progress = lambda step, done, total: None) -> dict[str, Any]:
+    """Write the bundle that `config` asks for and return its manifest.
+
+    Raises EdgellmError: a checkpoint that cannot be read, sizes that cannot be packed, a bundle that strays from the
+    torch model. Nothing that loads is left behind then.
+    """
+    # 1. Open, and refuse early what cannot work.
+    checkpoint = open_checkpoint(config.source)
+    arch = checkpoint.architecture
+    config.check(arch)
+    policy = parse_kv(config.kv, arch.context)
+    # 2. Text: to calibrate on, and a held-out rest to measure with.
+    text, calibration = _text(config, checkpoint, progress)
+    with PartialBundle(config.out, config.force) as bundle:
+        writing = _Writing(config, checkpoint, bundle)
+        # 3. Embedding and head, then layer by layer: calibrate, prune, quantize, pack. One block in memory at a time.
+        progress("embedding", 0, 1)
+        for name in ("embedding",) if arch.tied else ("embedding", "head"):
+            writing.matrix(name, compress(config, checkpoint, name))
+        progress("embedding", 1, 1)
+        x = embed(checkpoint.matrix("embedding"), calibration) if config.calibrates else None
+        for layer in range(arch.layers):
+            progress("layers", layer, arch.layers)
+            x = _layer(writing, layer, x)
+        progress("layers", arch.layers, arch.layers)
+        writing.vector("norm")
+        # 4. The graph around the packed weights, and what text needs.
+        bundle.write("model.onnx", decoder_graph(arch, writing.placed).SerializeToString())
+        bundle.write("tokenizer.json", checkpoint.tokenizer_json().encode())
+        if checkpoint.chat_template is not None:
+            bundle.write("chat_template.jinja", checkpoint.chat_template.encode())
+        # 5. Measure: the bundle itself on the device runtime, against torch with the same weights and the dense model.
+        facts = describe(config, checkpoint, writing.placed, policy, bundle.facts())
+        facts["parity"], facts["quality"] = _measure(writing, facts, text, progress)
+        # 6. Only now may it be found.
+        bundle.commit(facts)
+    return facts
+
+
+def _text(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[Tensor, Tensor]:
+    """(held out [H, L], to calibrate [N, L]) token ids, from the file or written by the dense model."""
+    sequences, length = FROM_FILE if config.calibration else SELF_WRITTEN
+    length = min(length, checkpoint.architecture.context)
+    wanted = HELD_OUT + (sequences if config.calibrates else 0)
+    progress("text", 0, 1)
+    if config.calibration:
+        ids = calibration_ids(checkpoint.tokenizer_json(), config.calibration, wanted, length)
+    else:
+        ids = write_text(checkpoint, wanted, length, config.seed)
+    progress("text", 1, 1)
+    if not config.calibrates:
+        return ids, ids[:0]
+    if len(ids) < 2:
+        raise EdgellmError(
+            f"{config.calibration} is too short: {len(ids)} sequence of {length} tokens, where one calibrates and one measures",
+            "Give a longer text, or none: the model then writes its own.",
+        )
+    held_out = min(HELD_OUT, max(1, len(ids) // 4))  # a short file still leaves most of itself to calibrate on
+    return ids[-held_out:], ids[:-held_out]
+
+
+def _layer(writing: _Writing, layer: int, x: Tensor | None) -> Tensor | None:
+    found, x = compress_layer(writing.config, writing.checkpoint, layer, x)
+    at = f"layers.{layer}"
+    writing.vector(f"{at}.attention_norm")
+    for role in ("q", "k", "v", "o"):
+        writing.matrix(f"{at}.{role}", found[role])
+    writing.vector(f"{at}.mlp_norm")
+    writing.matrix(f"{at}.gate_up", interleave(found["gate"], found["up"]))
+    writing.matrix(f"{at}.down", found["down"])
+    return x
+
+
+def _measure(
+    writing: _Writing, facts: dict[str, Any], text: Tensor, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(parity, quality) of the unfinished bundle. Raises EdgellmError beyond parity's tolerance."""
+    checkpoint, folder = writing.checkpoint, writing.bundle.folder
+    arch, window = checkpoint.architecture, text.shape[1]
+    threads = torch.get_num_threads()
+    session = load(folder, kv="full", threads=threads, manifest=manifest.parse(facts))
+    progress("parity with torch", 0, 1)
+    found = parity(arch, PackedSource(folder / DATA, writing.placed), session, prompts_from(text))
+    found.check()
+    progress("parity with torch", 1, 1)
+    progress("perplexity", 0, 2)
+    ours = score(session, text.flatten().tolist(), window).perplexity
+    progress("perplexity", 1, 2)
+    dense = perplexity(arch, checkpoint, text.flatten(), window)
+    progress("perplexity", 2, 2)
+    source = writing.config.calibration
+    quality = {
+        "text": f"held out from {source.name}" if source else "written by the dense model",
+        "tokens": text.numel(),
+        "window": window,
+        "perplexity": ours,
+        "dense_perplexity": dense,
+    }
+    return asdict(found), quality

@@ -1,0 +1,76 @@
+"""Does the bundle say what the torch model with the same weights says? Measured before the bundle gets its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgellm.export.architectures import Architecture
+from edgellm.export.checkpoint import Source
+from edgellm.export.decoder import head_logits, head_name, hidden_states
+from edgellm.runtime.errors import EdgellmError
+from edgellm.runtime.session import Session
+
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 20, 24, 16
+LARGEST_ERROR = 1e-2  # ||logits - torch's|| / ||torch's||; 16-bit activations and an fp16 cache cause 1e-3
+LEAST_AGREEMENT = 18  # of 20 greedy texts: near ties may fall either way
+
+
+@dataclass(frozen=True)
+class Parity:
+    """logit_error: the worst prompt's ||logits - torch's|| / ||torch's||. greedy_agreement: prompts whose first
+    `tokens` greedy tokens are torch's."""
+
+    prompts: int
+    tokens: int
+    logit_error: float
+    greedy_agreement: int
+
+    def check(self) -> None:
+        """Raise EdgellmError when the bundle strays from the torch model beyond tolerance."""
+        least = LEAST_AGREEMENT * self.prompts // PROMPTS
+        # Written so that NaN fails.
+        if not self.logit_error <= LARGEST_ERROR or self.greedy_agreement < least:
+            raise EdgellmError(
+                f"the bundle does not match the torch model with the same weights: logit error {self.logit_error:.2g} "
+                f"(at most {LARGEST_ERROR:g}), {self.greedy_agreement} of {self.prompts} greedy texts equal "
+                f"(at least {least})",
+                "Nothing was written. Run edgellm doctor, then report this with the model's name.",
+            )
+
+
+def prompts_from(ids: Tensor) -> list[list[int]]:
+    """20 prompts of up to 24 tokens cut from a text, int64 [L], evenly apart."""
+    flat = ids.flatten()
+    length = min(PROMPT_TOKENS, max(1, flat.numel() // PROMPTS))
+    starts = torch.linspace(0, flat.numel() - length, PROMPTS).long().tolist()
+    return [flat[start : start + length].tolist() for start in starts]
+
+
+def parity(
+    arch: Architecture, source: Source, session: Session, prompts: list[list[int]], new_tokens: int = NEW_TOKENS
+) -> Parity:
+    """Continue every prompt greedily on the device runtime, then run torch over prompt and continuation.
+
+    torch's greedy text has the same first n tokens exactly if its most likely token is the runtime's at each of them.
+    """
+    texts = []
+    for prompt in prompts:
+        ids = list(prompt)
+        logits = session.extend(ids)
+        for _ in range(new_tokens):
+            ids.append(int(logits.argmax()))
+            logits = session.step(ids[-1])
+        texts.append(ids)
+    states = hidden_states(arch, source, [torch.tensor([ids]) for ids in texts])
+    norm, head = source.vector("norm"), source.matrix(head_name(arch))
+    worst, agreed = 0.0, 0
+    for prompt, ids, state in zip(prompts, texts, states, strict=True):
+        expected = head_logits(arch, state[0], norm, head)
+        got = torch.from_numpy(session.logits(ids))
+        error = float((got - expected).norm() / expected.norm())
+        worst = error if not error <= worst else worst
+        agreed += expected[len(prompt) - 1 : -1].argmax(dim=-1).tolist() == ids[len(prompt) :]
+    return Parity(len(prompts), new_tokens, worst, agreed)

@@ -1,0 +1,30 @@
+"""What a session needs from whatever runs the graph: ONNX Runtime today, TensorRT later, a fake in tests."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Backend(Protocol):
+    """One sequence's graph and its cache buffers, allocated once."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the cache buffers."""
+        ...
+
+    def step(
+        self,
+        ids: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        control: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """Run ids [T] at absolute positions [T]; logits float32 [R, vocabulary] of rows [R] (indices into T).
+
+        control [5] is edgellm.runtime.cache.Cursor.control(); T is at most the staging size. Raises BundleError.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""The verbs of the runtime, one a file."""

@@ -1,0 +1,107 @@
+"""`edgellm generate`: continue a prompt, or answer one question."""
+
+from __future__ import annotations
+
+import sys
+from itertools import chain
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import click
+
+from edgellm.runtime import load
+from edgellm.runtime.commands.options import (
+    bundle_argument,
+    json_option,
+    sampling,
+    sampling_options,
+    session_options,
+)
+from edgellm.runtime.commands.output import note, print_json, progress_bar, write
+from edgellm.runtime.errors import UsageError
+from edgellm.runtime.generation import Result
+from edgellm.runtime.memory import peak_rss_bytes
+
+
+@click.command("generate")
+@bundle_argument
+@click.option("-p", "--prompt", required=True, help="The text to continue; - reads it from stdin.")
+@click.option("-n", "--max-new-tokens", type=int, default=256, show_default=True, help="The most tokens to add.")
+@click.option("--chat", is_flag=True, help="Ask the prompt as a question, in the model's chat template.")
+@click.option("--system", help="A system message before it (with --chat).")
+@sampling_options
+@session_options
+@json_option
+def command(
+    bundle: Path,
+    prompt: str,
+    max_new_tokens: int,
+    chat: bool,
+    system: str | None,
+    kv: str | None,
+    threads: int | None,
+    verify: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Continue a prompt; the text goes to stdout as it comes.
+
+    \b
+    edgellm generate bundle -p "The capital of France is" -n 16
+    edgellm generate bundle --chat -p "Write a haiku" --temperature 0.7 --seed 1
+    """
+    if system is not None and not chat:
+        raise UsageError("--system without --chat: plain text has no system message", "Add --chat.")
+    options = sampling(**settings)
+    text = read_stdin() if prompt == "-" else prompt
+    begin = perf_counter()
+    session = load(bundle, kv=kv, threads=threads, verify=verify)
+    load_s = perf_counter() - begin
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    ids = session.encode_chat([*messages, {"role": "user", "content": text}]) if chat else session.encode(text)
+    with progress_bar("reading the prompt") as progress:
+        generation = session.stream(ids, max_new_tokens, options, progress=progress)
+        first = next(generation, "")
+    for piece in chain([first], generation):
+        if not as_json:
+            write(piece)
+    result = generation.result
+    if as_json:
+        print_json(facts(result, load_s))
+    else:
+        write("\n")
+        note(summary(result))
+
+
+def facts(result: Result, load_s: float) -> dict[str, Any]:
+    """The keys of `generate --json`."""
+    return {
+        "text": result.text,
+        "prompt_tokens": result.prompt_tokens,
+        "new_tokens": result.new_tokens,
+        "load_s": load_s,
+        "prefill_s": result.prefill_s,
+        "decode_s": result.decode_s,
+        "decode_tokens_per_s": result.decode_tokens_per_s,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "kv_bytes": result.kv_bytes,
+        "stop_reason": result.stop_reason,
+    }
+
+
+def summary(result: Result) -> str:
+    """One line for people."""
+    prompt = f"{result.prompt_tokens} prompt tokens in {result.prefill_s:.2f} s"
+    speed = f"{result.new_tokens} new at {result.decode_tokens_per_s:.1f} tokens/s"
+    return f"[{prompt}, {speed}, stopped: {result.stop_reason}]"
+
+
+def read_stdin() -> str:
+    """All of stdin as UTF-8, without the newline that `echo` ends it with."""
+    raw = sys.stdin.buffer.read()
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"stdin is not UTF-8 at byte {error.start}", "Convert it: iconv -t utf-8") from None
+    return text.removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,77 @@
+"""From a bundle's folder to a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from edgellm.runtime.bundle_files import AGAIN, CHAT_TEMPLATE, NAME
+from edgellm.runtime.cache import CacheLayout, KVPolicy, kv_policy, parse_kv
+from edgellm.runtime.chat import Chat
+from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
+from edgellm.runtime.manifest import read_manifest
+from edgellm.runtime.schema import Manifest
+from edgellm.runtime.session import Session
+from edgellm.runtime.tokenizer import read_tokenizer
+
+CHUNK = 256  # tokens a prefill run: the staging area's size
+
+
+def load(
+    path: str | Path,
+    kv: str | None = None,
+    threads: int | None = None,
+    verify: bool = False,
+    manifest: Manifest | None = None,
+) -> Session:
+    """Load a bundle from its folder.
+
+    kv: "full", "window:512", … instead of the bundle's policy. threads: default, the physical cores this process may
+    use. verify: hash the weights too. manifest: taken as it is and no file is checked (export, before it writes one).
+    Raises BundleError for anything wrong with the files, UsageError for arguments, EdgellmError for the library.
+    """
+    folder = Path(path)
+    manifest = manifest or read_manifest(folder, verify)
+    model = manifest.model
+    policy = _default_policy(manifest) if kv is None else parse_kv(kv, model.context)
+    tokenizer = read_tokenizer(folder, model.vocabulary)
+    chat = _read_chat(folder, manifest, tokenizer)
+    from edgellm.runtime.onnx_backend import OnnxBackend  # late: a wrong bundle is told before onnxruntime is loaded
+
+    layout = CacheLayout(policy, min(CHUNK, model.context), model.layers, model.kv_heads, model.head_dim)
+    backend = OnnxBackend(folder, layout, model.vocabulary, threads)
+    return Session(manifest, tokenizer, backend, policy, layout.staging, chat)
+
+
+def _default_policy(manifest: Manifest) -> KVPolicy:
+    default = manifest.kv
+    try:
+        return kv_policy(default.policy, default.budget, default.sinks, manifest.model.context)
+    except UsageError as error:
+        raise BundleError(f"{NAME}: {error.what}", AGAIN) from None
+
+
+def _read_chat(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> Chat | None:
+    """Compile the template and render the frozen samples again."""
+    if not manifest.has_chat_template:
+        return None
+    try:
+        template = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{CHAT_TEMPLATE} cannot be read: {error}", AGAIN) from None
+    tokens = manifest.tokens
+    named = {"bos_token": tokens.bos, "eos_token": tokens.eos}
+    special = {name: tokenizer.id_to_token(token) for name, token in named.items() if token is not None}
+    chat = Chat(template, {name: text for name, text in special.items() if text is not None})
+    for number, sample in enumerate(manifest.chat.samples if manifest.chat else [], 1):
+        try:
+            text = chat.render(sample.messages, now=manifest.created_at)
+        except EdgellmError as error:
+            raise BundleError(f"{CHAT_TEMPLATE}: sample {number}: {error.what}", AGAIN) from None
+        if tokenizer.encode(text, add_special_tokens=False).ids != sample.ids:
+            raise BundleError(
+                f"{CHAT_TEMPLATE} renders sample conversation {number} to other token ids than at export",
+                f"Compare the versions of jinja2 and tokenizers with the exporting machine's. {AGAIN}",
+            )
+    return chat

@@ -1,0 +1,44 @@
+"""What this process took of the memory, and what is left."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+STATUS = Path("/proc/self/status")
+MEMINFO = Path("/proc/meminfo")
+LIMIT = Path("/sys/fs/cgroup/memory.max")
+USED = Path("/sys/fs/cgroup/memory.current")
+
+
+def peak_rss_bytes() -> int:
+    """The most bytes this process had resident, mapped weights included. 0 where the system does not tell."""
+    # ru_maxrss survives exec, so a child of a large process would report its parent's peak: VmHWM first.
+    high = _field(STATUS, "VmHWM:")
+    if high is not None:
+        return high
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def available_bytes() -> int | None:
+    """Bytes that can be taken without swapping, within a container's limit; None where the system does not tell."""
+    free = _field(MEMINFO, "MemAvailable:")
+    try:
+        left = int(LIMIT.read_text()) - int(USED.read_text())
+        return left if free is None else min(free, left)
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return free
+
+
+def _field(path: Path, name: str) -> int | None:
+    try:
+        for line in path.read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None

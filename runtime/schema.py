@@ -1,0 +1,159 @@
+"""The schema of edgellm.json as dataclasses: what a bundle says about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from edgellm.runtime.bundle_files import CHAT_TEMPLATE, NAME, FileFacts
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of the network; context is in tokens, parameters counts weights before pruning."""
+
+    architecture: str
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ff: int
+    vocabulary: int
+    context: int
+    parameters: int
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ff", "vocabulary", "context"):
+            if not 0 < getattr(self, name) < 2**31:
+                raise ValueError(f'"model.{name}" is {getattr(self, name)}; expected a size from 1 to 2**31 - 1')
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the weights were made: "dass:2:4" or "none", "mlp" or "all", 4 | 8 or "as stored"."""
+
+    source: str
+    sparsity: str
+    scope: str
+    bits: int | str
+    head_bits: int | str
+    calibration: str | None
+
+
+@dataclass(frozen=True)
+class KVDefaults:
+    """The cache a session gets when nothing else is asked for; budget and sinks in tokens."""
+
+    policy: str
+    budget: int
+    sinks: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Special token ids. `stop` is the union of what ends a text."""
+
+    bos: int | None
+    add_bos: bool
+    stop: list[int]
+    eos: int | None
+
+
+@dataclass(frozen=True)
+class ChatSample:
+    """A conversation and the ids it had at export, rendered with the generation prompt and the clock at `created`."""
+
+    messages: list[dict[str, Any]]
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class ChatFacts:
+    """What loading renders again, to notice a jinja2 or tokenizers that differs from the export's."""
+
+    samples: list[ChatSample]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One packed matrix [n_out, k_in]; names and meaning as in edgellm.kernels.layout.Format."""
+
+    name: str
+    n_out: int
+    k_in: int
+    bits: int
+    group: int
+    zero: str
+    n: int
+    m: int
+    axis: str
+    bytes: int
+
+    def __post_init__(self) -> None:
+        if self.n_out < 1 or self.k_in < 1 or self.bytes < 0:
+            raise ValueError(f'"matrices": {self.name} is {self.n_out} x {self.k_in} in {self.bytes} bytes')
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Perplexity of the bundle and of the dense model on the same `tokens` of `text`."""
+
+    text: str
+    tokens: int
+    window: int
+    perplexity: float
+    dense_perplexity: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Against torch with the same weights: worst relative logit error, and how many of the prompts agree greedily."""
+
+    prompts: int
+    tokens: int
+    logit_error: float
+    greedy_agreement: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything edgellm.json says. Raises ValueError where fields contradict each other."""
+
+    schema: int
+    tool: str
+    operators: int
+    created: str
+    model: Model
+    recipe: Recipe
+    kv: KVDefaults
+    tokens: Tokens
+    chat: ChatFacts | None
+    matrices: list[Matrix]
+    quality: Quality | None
+    parity: Parity | None
+    files: dict[str, FileFacts]
+
+    def __post_init__(self) -> None:
+        named = [*self.tokens.stop, *(t for t in (self.tokens.bos, self.tokens.eos) if t is not None)]
+        for token in named:
+            if not 0 <= token < self.model.vocabulary:
+                raise ValueError(f'"tokens" names id {token}; the vocabulary has {self.model.vocabulary}')
+        for name in self.files:
+            if name in ("", ".", "..", NAME) or any(c in name for c in "/\\\0"):
+                raise ValueError(f'"files" names {name!r}; expected plain names of files in the bundle')
+        self.created_at  # noqa: B018  (raises ValueError for what is no time)
+        if self.chat and CHAT_TEMPLATE not in self.files:
+            raise ValueError(f'"chat" has samples but "files" lists no {CHAT_TEMPLATE}')
+
+    @property
+    def created_at(self) -> datetime:
+        """`created`, the clock that the chat samples were rendered with."""
+        return datetime.fromisoformat(self.created.replace("Z", "+00:00"))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the bundle renders conversations."""
+        return CHAT_TEMPLATE in self.files

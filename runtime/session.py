@@ -1,0 +1,199 @@
+"""A loaded bundle and one sequence: prefill, decode, stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from edgellm.runtime.backend import Backend
+from edgellm.runtime.cache import Cursor, KVPolicy
+from edgellm.runtime.chat import Chat, Message
+from edgellm.runtime.errors import ContextError, UsageError
+from edgellm.runtime.generation import Generation, Result
+from edgellm.runtime.sampling import Sampler, Sampling
+from edgellm.runtime.schema import Manifest
+
+Progress = Callable[[int, int], None]  # (tokens done, tokens in all)
+
+
+class Session:
+    """One sequence over a backend. Not for concurrent use: a step changes the cache in place.
+
+    tokens: ids [n] fed so far. staging: the most tokens of one run. chat: the template, or None.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        backend: Backend,
+        policy: KVPolicy,
+        staging: int,
+        chat: Chat | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.policy = policy
+        self.chat = chat
+        self.tokens: list[int] = []
+        self.generation: Generation | None = None  # the one that may decode
+        self._backend = backend
+        self._cursor = Cursor(policy)
+        self._staging = staging
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the cache buffers."""
+        return self._backend.kv_bytes
+
+    @property
+    def limit(self) -> int:
+        """Tokens of prompt and continuation: the context, or less where a full cache has a smaller budget.
+
+        A window does not lift the context: positions are absolute, and the model has seen none beyond it.
+        """
+        return self.policy.budget if self.policy.name == "full" else self.manifest.model.context
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text, after the beginning-of-sequence token if the model wants one."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        tokens = self.manifest.tokens
+        if tokens.add_bos and tokens.bos is not None and ids[:1] != [tokens.bos]:
+            ids.insert(0, tokens.bos)
+        return ids
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation up to where the answer begins. Raises UsageError for a bundle without a template."""
+        if self.chat is None:
+            raise UsageError("this bundle has no chat template", "Use it without --chat: it continues plain text.")
+        ids: list[int] = self.tokenizer.encode(self.chat.render(messages), add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        self.tokens = []
+        self.generation = None
+        self._cursor.reset()
+
+    def prefill(
+        self, ids: Sequence[int], rows: Literal["last", "all"] = "last", progress: Progress | None = None
+    ) -> NDArray[np.float32]:
+        """Append ids [T] in chunks; logits [V] of the last token, or [T, V] of all.
+
+        Raises ContextError, before anything runs, when the sequence would pass `limit`; UsageError for no ids, or for
+        ids outside the vocabulary.
+        """
+        parts = list(self.chunks(ids, rows, progress))
+        if rows == "all":
+            return np.concatenate(parts)
+        last: NDArray[np.float32] = parts[-1][-1]
+        return last
+
+    def chunks(
+        self, ids: Sequence[int], rows: Literal["last", "all"] = "all", progress: Progress | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """`prefill` a chunk at a time, logits [rows of the chunk, V] each: [T, V] of a long text may not fit."""
+        new = self._checked(ids)
+        for start in range(0, len(new), self._staging):
+            chunk = new[start : start + self._staging]
+            wanted = np.arange(len(chunk)) if rows == "all" else np.array([len(chunk) - 1])
+            yield self._run(chunk, wanted)
+            if progress:
+                progress(start + len(chunk), len(new))
+
+    def step(self, token: int) -> NDArray[np.float32]:
+        """Append one token; logits [V] of what follows. Raises as `prefill` does."""
+        logits: NDArray[np.float32] = self._run(self._checked([token]), np.zeros(1, np.int64))[0]
+        return logits
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [T, V] of a fresh sequence, for evaluation."""
+        self.reset()
+        return self.prefill(ids, "all")
+
+    def extend(self, ids: Sequence[int], keep: bool = False, progress: Progress | None = None) -> NDArray[np.float32]:
+        """Logits [V] after ids [T]. With `keep`, the cache is used as far as it holds exactly the beginning of ids."""
+        known = len(self.tokens)
+        if not (keep and known < len(ids) and list(ids[:known]) == self.tokens):
+            known = 0
+            self.reset()
+        return self.prefill(ids[known:], "last", progress)
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 256,
+        sampling: Sampling | Sampler | None = None,
+        stop: Collection[int] | None = None,
+        keep: bool = False,
+        progress: Progress | None = None,
+    ) -> Generation:
+        """Continue a prompt (text, or ids): iterate over pieces of text, then read `.result`.
+
+        sampling: None is greedy; any callable logits [V] -> id will do. stop: ids that end the text, by default the
+        bundle's. keep: see `extend`. Raises UsageError and ContextError now, not at the first piece.
+        """
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {max_new_tokens}; expected 1 or more")
+        ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        bos = self.manifest.tokens.bos
+        if not ids and bos is not None:
+            ids = [bos]
+        self._check(ids, 0)
+        settings = Sampling() if sampling is None else sampling
+        sampler = settings.sampler(ids) if isinstance(settings, Sampling) else settings
+        stop = self.manifest.tokens.stop if stop is None else stop
+        return Generation(self, ids, max_new_tokens, sampler, stop, keep, progress)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 256,
+        sampling: Sampling | Sampler | None = None,
+        stop: Collection[int] | None = None,
+        keep: bool = False,
+    ) -> Result:
+        """`stream`, to the end."""
+        generation = self.stream(prompt, max_new_tokens, sampling, stop, keep)
+        for _ in generation:
+            pass
+        return generation.result
+
+    def _checked(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        self._check(ids, len(self.tokens))
+        return np.asarray(ids, np.int64)
+
+    def _check(self, ids: Sequence[int], before: int) -> None:
+        if not len(ids):
+            raise UsageError("the prompt is empty, and the model has no beginning-of-sequence token to start from")
+        vocabulary = self.manifest.model.vocabulary
+        wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
+        if wrong is not None:
+            raise UsageError(f"token id {wrong} is outside the vocabulary of {vocabulary}")
+        if before + len(ids) > self.limit:
+            held = f", {before} of them already in the cache" if before else ""
+            whole = self.limit == self.manifest.model.context
+            whose = "the model's context" if whole else f"the KV cache ({self.policy})"
+            raise ContextError(
+                f"{before + len(ids)} tokens{held}; {whose} holds {self.limit}",
+                "Shorten the prompt, or split it." if before == 0 else "Start a new sequence: /reset, or reset().",
+            )
+
+    def _run(self, ids: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        positions = np.arange(len(self.tokens), len(self.tokens) + len(ids), dtype=np.int64)
+        try:
+            logits = self._backend.step(ids, positions, rows, self._cursor.control())
+        except BaseException:
+            self.reset()  # some layers may have committed, others not: nothing to continue from
+            raise
+        self._cursor.advance(len(ids))
+        self.tokens.extend(ids.tolist())
+        return logits

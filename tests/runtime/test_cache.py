@@ -1,0 +1,66 @@
+"""KV policies and the cursor."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgellm.runtime.cache import CacheLayout, Cursor, KVPolicy, parse_kv
+from edgellm.runtime.errors import UsageError
+
+
+def test_policies() -> None:
+    assert parse_kv("full", 2048) == KVPolicy("full", 2048, 4)
+    assert parse_kv("full:100", 2048).budget == 100
+    window = parse_kv(" window:512", 2048)
+    assert (window.number, window.budget, window.sinks, str(window)) == (1, 512, 4, "window:512")
+    assert parse_kv("window:5", 2048).budget == 5
+    assert parse_kv("window:1", 2048, sinks=0).budget == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("window", "no budget"),
+        ("window:", "not a number"),
+        ("window:-5", "not a number"),
+        ("window:5e3", "not a number"),
+        ("window:²", "not a number"),
+        ("window:" + "9" * 5000, "not a number"),
+        ("window:4", "4 sinks and one more"),
+        ("window:2049", "outside 5 to 2048"),
+        ("full:2049", "outside 1 to 2048"),
+        ("full:0", "outside 1 to 2048"),
+        ("vatp:512", "this version has full and window"),
+        ("", "unknown"),
+    ],
+)
+def test_policies_refused(text: str, match: str) -> None:
+    with pytest.raises(UsageError, match=match) as caught:
+        parse_kv(text, 2048)
+    assert caught.value.exit_code == 2
+    assert "window:512" in caught.value.hint
+
+
+def test_layout_counts_its_bytes() -> None:
+    layout = CacheLayout(parse_kv("window:100", 2048), 28, layers=3, kv_heads=2, head_dim=16)
+    assert layout.capacity == 128
+    buffers = layout.buffers()
+    assert [name for name, _, _ in buffers[3:6]] == ["key.1", "value.1", "position.1"]
+    assert buffers[0][1] == (2, 128, 16)
+    assert sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for _, shape, dtype in buffers) == layout.nbytes
+
+
+@given(st.lists(st.integers(1, 8), max_size=30), st.integers(5, 40))
+def test_cursor_mirrors_the_operator(runs: list[int], budget: int) -> None:
+    cursor, before = Cursor(parse_kv(f"window:{budget}", 64)), 0
+    for tokens in runs:
+        committed, accepted, *rest = cursor.control().tolist()
+        assert rest == [budget, 4, 1]
+        assert min(budget, committed + accepted) == min(budget, before)
+        cursor.advance(tokens)
+        before += tokens
+    cursor.reset()
+    assert cursor.control().tolist()[:2] == [0, 0]

@@ -1,0 +1,191 @@
+"""From folder to session: tokenizer, template, samples; and ONNX Runtime on a small standard graph."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgellm.runtime import load
+from edgellm.runtime.cache import CacheLayout, parse_kv
+from edgellm.runtime.chat import Chat, freeze
+from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
+from edgellm.runtime.manifest import parse
+from edgellm.runtime.onnx_backend import OnnxBackend, aligned_zeros
+from edgellm.runtime.schema import Manifest
+from tests.runtime.fakes import CHATML, DATA, VOCABULARY, byte_tokenizer, make_bundle
+
+CLOCK = CHATML + "{{ strftime_now('%Y') }}"
+
+
+def samples(template: str) -> dict[str, Any]:
+    created = parse({**DATA, "files": {}}).created_at
+    tokenizer = byte_tokenizer()
+    return freeze(Chat(template), lambda text: tokenizer.encode(text, add_special_tokens=False).ids, created)
+
+
+def graph(layers: int = 2, vocabulary: int = VOCABULARY) -> bytes:
+    """The decoder's inputs and outputs around arithmetic: logits = -(v - id - 1)^2, and caches that count runs."""
+    onnx = pytest.importorskip("onnx")
+    h, t = onnx.helper, onnx.TensorProto
+    value = h.make_tensor_value_info
+    inputs = [value(n, t.INT64, [d]) for n, d in (("ids", "T"), ("positions", "T"), ("rows", "R"), ("control", 5))]
+    outputs = [value("logits", t.FLOAT, ["R", vocabulary])]
+    nodes = [
+        h.make_node("Gather", ["ids", "rows"], ["wanted"]),
+        h.make_node("Cast", ["wanted"], ["place"], to=t.FLOAT),
+        h.make_node("Unsqueeze", ["place", "axis"], ["column"]),
+        h.make_node("Sub", ["column", "following"], ["distance"]),
+        h.make_node("Mul", ["distance", "distance"], ["squared"]),
+        h.make_node("Neg", ["squared"], ["logits"]),
+    ]
+    following = np.arange(-1, vocabulary - 1, dtype=np.float32)
+    constants = [
+        onnx.numpy_helper.from_array(np.array([1], np.int64), "axis"),
+        onnx.numpy_helper.from_array(following[None], "following"),
+        onnx.numpy_helper.from_array(np.array(1, np.float16), "one.16"),
+        onnx.numpy_helper.from_array(np.array(1, np.int32), "one.32"),
+    ]
+    for layer in range(layers):
+        for name in ("key", "value", "position"):
+            kind, one = (t.INT32, "one.32") if name == "position" else (t.FLOAT16, "one.16")
+            shape = [2, "capacity"] if name == "position" else [2, "capacity", 16]
+            inputs.append(value(f"{name}.{layer}", kind, shape))
+            outputs.append(value(f"{name}.{layer}.out", kind, shape))
+            nodes.append(h.make_node("Add", [f"{name}.{layer}", one], [f"{name}.{layer}.out"]))
+    opsets = [h.make_opsetid("", 21)]
+    model = h.make_model(h.make_graph(nodes, "g", inputs, outputs, constants), opset_imports=opsets, ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def unfinished(folder: Path, **changes: Any) -> tuple[Path, Manifest]:
+    """A bundle with a graph that runs, and its manifest, which the folder does not have yet."""
+    make_bundle(folder, **changes)
+    (folder / "model.onnx").write_bytes(graph())
+    (folder / "edgellm.json").unlink()
+    return folder, parse({**DATA, "files": {"chat_template.jinja": {"bytes": 0, "sha256": ""}}, **changes})
+
+
+@pytest.fixture
+def standard_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgellm.runtime.onnx_backend.register_operators", lambda options: Path())
+
+
+@pytest.mark.usefixtures("standard_operators")
+def test_loads_and_generates(tmp_path: Path) -> None:
+    folder, manifest = unfinished(tmp_path / "b.partial", chat=samples(CHATML))
+    llm = load(folder, manifest=manifest, threads=1)
+    assert llm.generate("abc", 4, stop=()).ids == [llm.encode("c")[0] + i for i in range(1, 5)]
+    assert llm.logits([1, 2, 3]).argmax(axis=1).tolist() == [2, 3, 4]
+    assert llm.kv_bytes == CacheLayout(llm.policy, 64, 2, 2, 16).nbytes
+    assert load(folder, kv="window:8", manifest=manifest).kv_bytes < llm.kv_bytes
+
+
+@pytest.mark.usefixtures("standard_operators")
+def test_cache_buffers_are_updated_in_place(tmp_path: Path) -> None:
+    folder, _ = unfinished(tmp_path / "b")
+    layout = CacheLayout(parse_kv("full", 64), 8, 2, 2, 16)
+    backend = OnnxBackend(folder, layout, VOCABULARY, threads=1)
+    one = np.zeros(1, np.int64)
+    for _ in range(3):
+        backend.step(one, one, one, np.zeros(5, np.int64))
+    assert backend.kv_bytes == layout.nbytes
+    for name, buffer in backend._buffers.items():
+        assert buffer.ctypes.data % 64 == 0
+        assert (buffer == (2 if name.startswith("position") else 3)).all()
+
+
+@pytest.mark.usefixtures("standard_operators")
+def test_graphs_that_do_not_fit(tmp_path: Path) -> None:
+    folder, manifest = unfinished(tmp_path / "b")
+    model = dict(DATA["model"])
+    for change, match in (({"layers": 3}, "lacks key.2"), ({"layers": 1}, "unknown input key.1")):
+        other = parse({**DATA, "model": {**model, **change}, "files": {}})
+        with pytest.raises(BundleError, match=match):
+            load(folder, manifest=other)
+    session = load(folder, manifest=parse({**DATA, "model": {**model, "vocabulary": 300}, "files": {}}))
+    with pytest.raises(BundleError, match="failed to run"):
+        session.generate([1], 1)
+    for data in (b"", b"nonsense" * 50, graph()[:-40]):
+        (folder / "model.onnx").write_bytes(data)
+        with pytest.raises(BundleError, match=r"model\.onnx"):
+            load(folder, manifest=manifest)
+
+
+def test_threads_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="0 threads"):
+        OnnxBackend(tmp_path, CacheLayout(parse_kv("full", 8), 8, 1, 1, 8), 10, threads=0)
+
+
+def test_a_missing_operator_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgellm.kernels import library
+
+    bundle = make_bundle(tmp_path / "b")
+
+    def missing() -> Path:
+        raise FileNotFoundError("libedgellm_ort.so is not in /nowhere")
+
+    monkeypatch.setattr(library, "library_path", missing)
+    with pytest.raises(EdgellmError, match=r"operator library is missing: libedgellm_ort\.so"):
+        load(bundle)
+    (tmp_path / "wrong.so").write_bytes(b"not a library")
+    monkeypatch.setattr(library, "library_path", lambda: tmp_path / "wrong.so")
+    with pytest.raises(EdgellmError, match=r"onnxruntime \d.* cannot load .*wrong\.so") as caught:
+        load(bundle)
+    assert "API 17" in caught.value.hint
+
+
+def test_samples_are_rendered_again(tmp_path: Path, standard_operators: None) -> None:
+    chat = samples(CLOCK)  # a template with a date: the manifest's, not today's
+    folder, manifest = unfinished(tmp_path / "good", template=CLOCK, chat=chat)
+    assert load(folder, manifest=manifest).chat is not None
+    chat["samples"][1]["ids"][3] += 1
+    with pytest.raises(BundleError, match="sample conversation 2 to other token ids"):
+        load(make_bundle(tmp_path / "b", template=CLOCK, chat=chat))
+
+
+def test_wrong_tokenizers(tmp_path: Path) -> None:
+    tokens = {"bos": None, "add_bos": False, "stop": [], "eos": None}
+    bundle = make_bundle(tmp_path / "small", model={**DATA["model"], "vocabulary": 200}, tokens=tokens)
+    with pytest.raises(BundleError, match="ids up to 258; the model's vocabulary is 200"):
+        load(bundle)
+    folder, manifest = unfinished(tmp_path / "b")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"):
+        load(folder, manifest=manifest)
+
+
+def test_wrong_templates_and_policies(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="does not compile"):
+        load(make_bundle(tmp_path / "a", template="{% if %}"))
+    with pytest.raises(BundleError, match=r"edgellm\.json: a KV budget of 65"):
+        load(make_bundle(tmp_path / "b", kv={"policy": "full", "budget": 65, "sinks": 4}))
+    with pytest.raises(UsageError, match="this version has"):
+        load(make_bundle(tmp_path / "c"), kv="vatp:9")
+
+
+def test_aligned_zeros() -> None:
+    for shape in ((1,), (3, 5, 7), (0, 4)):
+        array = aligned_zeros(shape, np.float16)
+        assert array.shape == shape
+        assert array.ctypes.data % 64 == 0 or array.size == 0
+        assert not array.any()
+
+
+def test_imports_are_lazy_and_light() -> None:
+    """The package costs nothing; all of the runtime costs no torch, transformers or onnx."""
+    code = """
+import sys, pkgutil, importlib
+import edgellm.runtime, edgellm.runtime.cli
+assert not {"numpy", "onnxruntime", "tokenizers", "rich"} & set(sys.modules), sys.modules.keys()
+for module in pkgutil.walk_packages(edgellm.runtime.__path__, "edgellm.runtime."):
+    importlib.import_module(module.name)
+assert "onnxruntime" not in sys.modules
+import onnxruntime
+assert not {"torch", "transformers", "onnx", "edgellm.export"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
