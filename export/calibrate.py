@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from edgellm.devices.memory import available_bytes
 from edgellm.export.architectures import Architecture
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.decoder import (
@@ -107,7 +108,7 @@ def write_text(checkpoint: Checkpoint, sequences: int, length: int, seed: int) -
     arch, tokens = checkpoint.architecture, checkpoint.tokens
     begin = next((token for token in (tokens["bos"], tokens["eos"]) if token is not None), 0)
     generator = torch.Generator().manual_seed(seed)
-    free = available_memory()
+    free = available_bytes() or 4 << 30  # a system that does not tell
     resident = arch.parameters * 4 <= free // 4
     blocks = [load_block(checkpoint, layer) for layer in range(arch.layers)] if resident else None
     norm, embedding = checkpoint.vector("norm"), checkpoint.matrix("embedding")
@@ -129,12 +130,3 @@ def write_text(checkpoint: Checkpoint, sequences: int, length: int, seed: int) -
             ids[:, position + 1] = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
         written.append(ids)
     return torch.cat(written)
-
-
-def available_memory() -> int:
-    """Bytes of memory free for use now (Linux), or 4 GiB where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return 4 << 30

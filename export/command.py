@@ -65,8 +65,8 @@ def command(
         try:
             facts = export(config, progress)
         except OSError as error:
-            where = f" {error.filename}" if error.filename else ""
-            raise EdgellmError(f"cannot write{where}: {error.strerror or error}", "Free some space or give another OUT.") from error
+            what = f"cannot read or write {error.filename or 'the bundle'}: {error.strerror or error}"
+            raise EdgellmError(what, "Nothing was written. Free some space or give another OUT.") from error
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
         return

@@ -97,4 +97,6 @@ class ExportConfig:
             if shape[1]:
                 self.format(name, shape)
         if arch.ff % 16:
-            raise EdgellmError(f"{arch.ff} neurons do not divide by 16, a tile's outputs", "This model cannot be packed.")
+            raise EdgellmError(
+                f"{arch.ff} neurons do not divide by 16, a tile's outputs", "This model cannot be packed."
+            )

@@ -61,10 +61,7 @@ def _chat(checkpoint: Checkpoint, created: datetime) -> dict[str, Any] | None:
     if checkpoint.chat_template is None:
         return None
     tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json())
-    special = {}
-    for role in ("bos", "eos"):
-        token = checkpoint.tokens[role]
-        if token is not None:
-            special[f"{role}_token"] = tokenizer.id_to_token(token)
+    named = {f"{role}_token": checkpoint.tokens[role] for role in ("bos", "eos")}
+    special = {name: tokenizer.id_to_token(token) or "" for name, token in named.items() if token is not None}
     chat = Chat(checkpoint.chat_template, special)
     return freeze(chat, lambda text: tokenizer.encode(text, add_special_tokens=False).ids, created)

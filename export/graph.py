@@ -91,7 +91,7 @@ def decoder_graph(arch: Architecture, placed: dict[str, Placed]) -> onnx.ModelPr
 
 
 def _rotary(b: _Builder, arch: Architecture) -> tuple[str, str]:
-    """cos and sin [T, head_dim/2] of positions * theta^(-2i/head_dim), shared by all layers (RoPE, arXiv 2104.09864)."""
+    """cos and sin [T, head_dim/2] of position * theta^(-2i/head_dim), for all layers (RoPE, arXiv 2104.09864)."""
     exponent = np.arange(0, arch.head_dim, 2, dtype=np.float32) / arch.head_dim
     frequency = (1.0 / np.float32(arch.rope_theta) ** exponent).astype(np.float32)
     b.constants.append(onnx.numpy_helper.from_array(frequency[None], "frequency"))

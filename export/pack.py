@@ -99,4 +99,5 @@ def _nibbles(kept: NDArray[np.uint8], f: Format) -> NDArray[np.uint8]:
     if f.bits == 8:
         return kept
     half = kept.shape[-1] // 2
-    return kept[..., :half] | (kept[..., half:] << 4)
+    packed: NDArray[np.uint8] = kept[..., :half] | (kept[..., half:] << np.uint8(4))
+    return packed

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
 from edgellm.export.graph import Placed
-from edgellm.kernels.layout import PANEL, dequantize, unpack
+from edgellm.kernels.layout import PANEL, Format, dequantize, unpack
 
 
 class PackedSource:
@@ -37,3 +38,20 @@ class PackedSource:
         at = self._placed[name]
         assert at.format is not None
         return torch.from_numpy(dequantize(unpack(self._data[at.offset : at.offset + at.nbytes], at.format)))
+
+
+def read_placed(bundle: Path) -> dict[str, Placed]:
+    """Where a finished bundle's tensors lie, by canonical name, as its graph says."""
+    graph = onnx.load(str(bundle / "model.onnx"), load_external_data=False).graph
+    formats = {}
+    for node in graph.node:
+        if node.op_type in ("NMMatMul", "QuantGather"):
+            values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if a.name != "activation"}
+            formats[node.input[1]] = Format(**{k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()})
+    placed = {}
+    for tensor in graph.initializer:
+        at = {entry.key: entry.value for entry in tensor.external_data}
+        if at:
+            format = formats.get(tensor.name)
+            placed[tensor.name] = Placed(int(at["offset"]), int(at["length"]), tuple(tensor.dims), format)
+    return placed

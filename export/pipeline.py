@@ -102,7 +102,7 @@ def _text(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> t
         return ids, ids[:0]
     if len(ids) < 2:
         raise EdgellmError(
-            f"{config.calibration} is too short: {len(ids)} sequence of {length} tokens, where one calibrates and one measures",
+            f"{config.calibration} is too short: {length} tokens must calibrate and {length} others measure",
             "Give a longer text, or none: the model then writes its own.",
         )
     held_out = min(HELD_OUT, max(1, len(ids) // 4))  # a short file still leaves most of itself to calibrate on

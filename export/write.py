@@ -1,4 +1,4 @@
-"""Writing a bundle: under a name that does not load, renamed when complete, so that a kill leaves nothing that loads."""
+"""Writing a bundle: under a name that does not load, renamed when complete: a kill leaves nothing that loads."""
 
 from __future__ import annotations
 
@@ -39,10 +39,12 @@ class PartialBundle:
     def __enter__(self) -> PartialBundle:
         _remove_leftovers(self.out)
         self.folder.mkdir(parents=True)
-        self._data = open(self.folder / DATA, "wb")  # noqa: SIM115 (closed in __exit__ and commit)
+        self._data = open(self.folder / DATA, "wb")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._data.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 

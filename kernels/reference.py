@@ -19,12 +19,14 @@ FULL, WINDOW = 0, 1  # policies, as numbers in `control`
 
 def silu(x: F32) -> F32:
     """x * sigmoid(x)."""
-    return x / (1 + np.exp(-x))
+    y: F32 = x / (1 + np.exp(-x))
+    return y
 
 
 def gelu_tanh(x: F32) -> F32:
     """GELU in its tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415)."""
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    y: F32 = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return y
 
 
 ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu_tanh}

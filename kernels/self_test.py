@@ -6,6 +6,7 @@ The model is a single QuantGather node, written as protobuf by hand: onnx.proto3
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.kernels.layout import Format
 from edgellm.kernels.library import library_path
@@ -31,7 +32,7 @@ def self_test() -> None:
         raise RuntimeError("QuantGather gives other weights than its reference")
 
 
-def _make_valid(tiles: np.ndarray, f: Format) -> None:
+def _make_valid(tiles: NDArray[np.uint8], f: Format) -> None:
     """Give random bytes finite scales, and masks that keep two of every four."""
     runs = tiles.reshape(f.panels, -1, f.scale_bytes + f.tile_bytes)
     runs[:, :, : f.scale_bytes] = np.frombuffer(np.linspace(0.1, 1, f.scale_bytes // 2).astype(np.float16), np.uint8)
@@ -39,10 +40,12 @@ def _make_valid(tiles: np.ndarray, f: Format) -> None:
 
 
 def _model(f: Format, count: int) -> bytes:
-    attributes = [
-        _text(1, name) + (_text(4, value) + _number(20, 3) if isinstance(value, str) else _number(3, value) + _number(20, 2))
-        for name, value in f.attributes().items()
-    ]  # fmt: skip
+    attributes = []
+    for name, value in f.attributes().items():
+        text = isinstance(value, str)
+        attributes.append(
+            _text(1, name) + (_text(4, value) if text else _number(3, value)) + _number(20, 3 if text else 2)
+        )
     node = _text(1, "ids") + _text(1, "tiles") + _text(2, "rows") + _text(4, "QuantGather") + _text(7, "edgellm")
     node += b"".join(_field(5, attribute) for attribute in attributes)
     values = _field(11, _value("ids", _INT64, count)) + _field(11, _value("tiles", _UINT8, f.nbytes))

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from edgellm.devices.cores import usable_cores
 from edgellm.runtime.bundle_files import AGAIN, GRAPH
 from edgellm.runtime.cache import CacheLayout
-from edgellm.runtime.cores import usable_cores
 from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector

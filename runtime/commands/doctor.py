@@ -11,11 +11,11 @@ from importlib.util import find_spec
 
 import click
 
+from edgellm.devices.cores import usable_cores
+from edgellm.devices.memory import available_bytes
 from edgellm.runtime.cli import tool_version
 from edgellm.runtime.commands.options import json_option
 from edgellm.runtime.commands.output import print_json
-from edgellm.runtime.cores import usable_cores
-from edgellm.runtime.memory import available_bytes
 
 COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
 SCARCE = 512 << 20  # bytes: below this even a 135M model at 4 bits leaves little

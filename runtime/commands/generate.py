@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from edgellm.devices.memory import peak_rss_bytes
 from edgellm.runtime import load
 from edgellm.runtime.commands.options import (
     bundle_argument,
@@ -21,7 +22,6 @@ from edgellm.runtime.commands.options import (
 from edgellm.runtime.commands.output import note, print_json, progress_bar, write
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.generation import Result
-from edgellm.runtime.memory import peak_rss_bytes
 
 
 @click.command("generate")

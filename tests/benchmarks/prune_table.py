@@ -18,6 +18,8 @@ from typing import Any
 
 import click
 import torch
+from torch import Tensor
+
 from edgellm.export import prune
 from edgellm.export.architectures import MATRICES, Architecture
 from edgellm.export.calibrate import calibration_ids, statistics
@@ -25,7 +27,6 @@ from edgellm.export.checkpoint import Checkpoint, open_checkpoint
 from edgellm.export.decoder import embed, load_block, propagate, window_losses
 from edgellm.export.quantize import round_to_nearest
 from edgellm.kernels.layout import dequantize
-from torch import Tensor
 
 WINDOW = 1024
 

@@ -8,38 +8,23 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from tests.bundles import make_bundle
+from tests.conftest import write_folder
+
 from edgellm.export import pipeline, verify
 from edgellm.export.checkpoint import open_checkpoint
 from edgellm.export.config import ExportConfig, Sparsity
 from edgellm.export.decoder import forward
-from edgellm.export.graph import Placed
-from edgellm.export.packed_source import PackedSource
-from edgellm.kernels.layout import Format, unpack
+from edgellm.export.packed_source import PackedSource, read_placed
+from edgellm.kernels.layout import unpack
 from edgellm.runtime import load
 from edgellm.runtime.errors import EdgellmError, UsageError
-
-from tests.bundles import make_bundle
-from tests.conftest import write_folder
 
 PRUNED = [f"{method}:{nm}" for method in ("dass", "wanda", "magnitude") for nm in ("2:4", "4:8")]
 
 
-def placed(bundle: Path) -> dict[str, Placed]:
-    """Every packed matrix of a bundle, as its graph places it."""
-    graph = onnx.load(str(bundle / "model.onnx"), load_external_data=False).graph
-    at = {t.name: {e.key: e.value for e in t.external_data} for t in graph.initializer if t.external_data}
-    formats = {}
-    for node in graph.node:
-        if node.op_type in ("NMMatMul", "QuantGather"):
-            values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if a.name != "activation"}
-            values = {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
-            formats[node.input[1]] = Format(**values)
-    sizes = {t.name: tuple(t.dims) for t in graph.initializer}
-    return {n: Placed(int(e["offset"]), int(e["length"]), sizes[n], formats.get(n)) for n, e in at.items()}
-
-
 def matrix(bundle: Path, name: str):
-    at = placed(bundle)[name]
+    at = read_placed(bundle)[name]
     data = np.fromfile(bundle / "model.onnx.data", np.uint8)[at.offset : at.offset + at.nbytes]
     return unpack(data, at.format)
 
@@ -56,7 +41,7 @@ def test_every_recipe_matches_torch_with_the_same_weights(
     session = load(out, verify=True)
     ids = session.encode("The stairs are many, 31 of them.")
     arch = open_checkpoint(tiny_model).architecture
-    expected = forward(arch, PackedSource(out / "model.onnx.data", placed(out)), torch.tensor([ids]))[0].numpy()
+    expected = forward(arch, PackedSource(out / "model.onnx.data", read_placed(out)), torch.tensor([ids]))[0].numpy()
     got = session.logits(ids)
     assert np.linalg.norm(got - expected) < 5e-3 * np.linalg.norm(expected)
 
@@ -83,7 +68,7 @@ def test_exactly_n_of_m_are_kept_on_the_methods_axis(
 def test_ggufs_own_blocks_are_kept_bit_for_bit(tiny_gguf: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     facts = make_bundle(tiny_gguf, out)
-    checkpoint, packed = open_checkpoint(tiny_gguf), PackedSource(out / "model.onnx.data", placed(out))
+    checkpoint, packed = open_checkpoint(tiny_gguf), PackedSource(out / "model.onnx.data", read_placed(out))
     for name, shape in checkpoint.architecture.tensors():
         if shape[1]:
             assert torch.equal(packed.matrix(name), checkpoint.matrix(name)), name
@@ -130,7 +115,7 @@ def test_a_tied_embedding_is_stored_once_and_an_untied_head_apart(tmp_path: Path
 
 def test_weights_lie_on_pages_of_one_file(tiny_model: Path, tmp_path: Path) -> None:
     make_bundle(tiny_model, tmp_path / "bundle", bits=4)
-    assert all(at.offset % 4096 == 0 for at in placed(tmp_path / "bundle").values())
+    assert all(at.offset % 4096 == 0 for at in read_placed(tmp_path / "bundle").values())
     assert sum(1 for _ in (tmp_path / "bundle").glob("*.data")) == 1
 
 
@@ -198,7 +183,9 @@ def test_sizes_that_no_tile_holds_are_refused_before_any_work(
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.parametrize("text", ["dass", "dass:2", "dass:4:4", "dass:0:4", "dass:2:5", "topk:2:4", "2:4", "dass:a:b", ""])
+@pytest.mark.parametrize(
+    "text", ["dass", "dass:2", "dass:4:4", "dass:0:4", "dass:2:5", "topk:2:4", "2:4", "dass:a:b", ""]
+)
 def test_sparsity_that_is_none_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError):
         Sparsity.parse(text)

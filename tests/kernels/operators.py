@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from numpy.typing import NDArray
+
 from edgellm.kernels.layout import Format, Quantized
 from edgellm.kernels.library import library_path
-from numpy.typing import NDArray
 
 _TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "float16": 10}
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from edgellm.kernels import reference
-from edgellm.kernels.library import instruction_set, use_instruction_set
-from edgellm.kernels.reference import FULL, WINDOW, Cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgellm.kernels import reference
+from edgellm.kernels.library import instruction_set, use_instruction_set
+from edgellm.kernels.reference import FULL, WINDOW, Cache
 from tests.kernels.operators import run
 
 

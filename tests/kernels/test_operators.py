@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from edgellm.export.pack import pack
 from edgellm.kernels import reference
 from edgellm.kernels.layout import Format, dequantize, unpack
 from edgellm.kernels.library import instruction_set, use_instruction_set
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from tests.kernels.operators import random_matrix, run
 from tests.kernels.test_pack import formats
 

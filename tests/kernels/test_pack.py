@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from edgellm.export.pack import interleave, pack
-from edgellm.kernels.layout import Format, Quantized, dequantize, unpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgellm.export.pack import interleave, pack
+from edgellm.kernels.layout import Format, Quantized, dequantize, unpack
 from tests.kernels.operators import random_matrix
 
 SPARSITIES = [(1, 1), (2, 4), (4, 8), (1, 4), (3, 4), (2, 8), (5, 16)]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.runtime import memory
-from edgellm.runtime.cores import usable_cores
+from edgellm.devices import memory
+from edgellm.devices.cores import usable_cores
 
 
 def test_hyper_threads_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

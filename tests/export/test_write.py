@@ -1,0 +1,64 @@
+"""Half-written bundles never load: kills at every step, a full disk, leftovers."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tests.bundles import calibration_file
+from tests.conftest import ROOT
+
+from edgellm.export.write import PartialBundle
+from edgellm.runtime.cli import main
+from edgellm.runtime.errors import BundleError
+from edgellm.runtime.manifest import read_manifest
+
+
+def test_a_kill_at_any_step_leaves_nothing_that_loads(tiny_model: Path, tmp_path: Path) -> None:
+    calibration_file(tmp_path)
+    run = [sys.executable, "-m", "tests.export.kill_points", str(tiny_model), str(tmp_path)]
+    finished = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    steps = [json.loads(line) for line in finished.stdout.splitlines()]
+    assert len(steps) > 30
+    assert all(step["loads"] == [] for step in steps if not step["out"])
+    assert all(len(step["left"]) <= 1 for step in steps if not step["out"])  # the next export clears what one left
+    assert steps[-1]["loads"] == ["bundle"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def full(self: PartialBundle, *arguments: object) -> None:
+        written.append(arguments)
+        if len(written) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PartialBundle, "append", full)
+    text = calibration_file(tmp_path)
+    result = CliRunner().invoke(
+        main, ["export", str(tiny_model), str(tmp_path / "bundle"), "--calibration", str(text), "--bits", "8"]
+    )
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["calibration.txt"]
+
+
+def test_leftovers_of_a_dead_export_are_cleared_and_a_living_ones_are_not(tmp_path: Path) -> None:
+    dead, living = tmp_path / ".bundle.999999999.partial", tmp_path / ".bundle.1.partial"
+    for folder in (dead, living):
+        folder.mkdir()
+    with PartialBundle(tmp_path / "bundle"):
+        assert not dead.exists()
+        assert living.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [living.name]
+    with pytest.raises(BundleError, match="unfinished export"):
+        read_manifest(living)
