@@ -47,5 +47,17 @@ bench: $(VENV)/.ready $(MODEL) ## measure speed, memory and perplexity of the re
 wheel: ## one wheel for every Python on this platform, the native library inside
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/dist .
 
+# A board needs less than pip brings: tokenizers' downloader is never called, and onnxruntime's wheel holds the library
+# twice (Python loads its own copy) beside tools for exporting. What is left runs all verbs but export.
+DEVICE ?= build/device
+NEEDED := onnxruntime numpy tokenizers jinja2 markupsafe click rich pygments markdown-it-py mdurl flatbuffers protobuf packaging
+SPARE  := libonnxruntime.so.* ../quantization ../tools ../transformers ../datasets ../backend
+device: wheel ## the runtime and what it needs as one folder to copy to a board (under 120 MB)
+	rm -rf $(DEVICE)
+	$(PYTHON) -m pip install --quiet --no-compile --no-deps --target $(DEVICE) $(NEEDED) build/dist/edgellm-*.whl
+	cd $(DEVICE)/onnxruntime/capi && rm -rf $(SPARE)
+	rm -rf $(DEVICE)/edgellm/export
+	@du -sm --apparent-size $(DEVICE)
+
 clean: ## remove all that was built
 	rm -rf build

@@ -1,0 +1,103 @@
+"""SmolLM2-135M-Instruct from checkpoint to answer. Slow parts are kept small; tests/benchmarks has the full tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+from edgellm.export.architectures import FAMILIES, spell
+from edgellm.export.checkpoint import open_checkpoint
+from edgellm.export.packed_source import PackedSource, read_placed
+from edgellm.export.verify import parity
+from edgellm.runtime import load
+from edgellm.runtime.cli import main
+from tests.bundles import make_bundle
+from tests.prompts import PROMPTS
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def both_cores() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def as_stored(real_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("real") / "bundle"
+    make_bundle(real_gguf, out)
+    return out
+
+
+def test_the_files_own_weights_arrive_bit_for_bit(real_gguf: Path, as_stored: Path) -> None:
+    checkpoint = open_checkpoint(real_gguf)
+    packed = PackedSource(as_stored / "model.onnx.data", read_placed(as_stored))
+    for layer in (0, 29):
+        for role in ("q", "k", "v", "o", "gate", "up", "down"):
+            name = f"layers.{layer}.{role}"
+            assert torch.equal(packed.matrix(name), checkpoint.matrix(name)), name
+    assert torch.equal(packed.matrix("embedding"), checkpoint.matrix("embedding"))
+
+
+def test_it_answers(as_stored: Path) -> None:
+    result = CliRunner().invoke(
+        main, ["generate", str(as_stored), "--chat", "-p", "What is the capital of France?", "--json"]
+    )
+    assert result.exit_code == 0
+    answer = json.loads(result.stdout)
+    assert "Paris" in answer["text"]
+    assert answer["stop_reason"] == "stop token"
+
+
+def test_greedy_texts_are_torchs(real_gguf: Path, as_stored: Path) -> None:
+    """Bar: at least 18 of 20 for 16 tokens; here on 6 prompts, all of them."""
+    session = load(as_stored)
+    chats = [session.encode_chat([{"role": "user", "content": prompt}]) for prompt in PROMPTS[:6]]
+    found = parity(open_checkpoint(real_gguf).architecture, open_checkpoint(real_gguf), session, chats, 16)
+    assert found.logit_error < 5e-3
+    assert found.greedy_agreement == 6
+
+
+def test_a_hugging_face_folder_gives_the_same_bundle_as_the_gguf(real_gguf: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(real_gguf)
+    arch, names = checkpoint.architecture, FAMILIES["llama"].hf
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    tensors = {}
+    for name, shape in arch.tensors():
+        tensors[spell(names, name)] = checkpoint.matrix(name) if shape[1] else checkpoint.vector(name)
+    save_file(tensors, folder / "model.safetensors")
+    config = {
+        "model_type": "llama", "num_hidden_layers": arch.layers, "hidden_size": arch.hidden,
+        "num_attention_heads": arch.heads, "num_key_value_heads": arch.kv_heads, "head_dim": arch.head_dim,
+        "intermediate_size": arch.ff, "vocab_size": arch.vocabulary, "max_position_embeddings": arch.context,
+        "rms_norm_eps": arch.norm_eps, "rope_theta": arch.rope_theta, "hidden_act": "silu",
+        "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(checkpoint.tokenizer_json(), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": checkpoint.chat_template}))
+    ours = make_bundle(folder, tmp_path / "from_hf", bits=8)
+    theirs = make_bundle(real_gguf, tmp_path / "from_gguf", bits=8)
+    assert ours["files"]["model.onnx.data"] == theirs["files"]["model.onnx.data"]
+    assert ours["chat"] == theirs["chat"]
+    assert ours["tokens"]["stop"] == theirs["tokens"]["stop"] == [2]
+
+
+def test_long_prompts_and_windows(as_stored: Path) -> None:
+    """A window's budget bounds memory whatever the prompt; with nothing evicted it equals a full cache."""
+    full, window = load(as_stored, kv="full"), load(as_stored, kv="window:256")
+    ids = np.random.default_rng(0).integers(100, 40_000, 700).tolist()
+    assert window.kv_bytes < full.kv_bytes / 10
+    np.testing.assert_array_equal(window.prefill(ids[:256]), full.prefill(ids[:256]))
+    assert np.isfinite(window.prefill(ids[256:])).all()
