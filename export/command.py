@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from rich.table import Table
 
 from edgellm.export.config import ExportConfig, Sparsity
 from edgellm.export.pipeline import export
+from edgellm.runtime.commands.output import print_json
 from edgellm.runtime.errors import EdgellmError
 
 _EXAMPLE = """\b
@@ -68,7 +67,7 @@ def command(
             what = f"cannot read or write {error.filename or 'the bundle'}: {error.strerror or error}"
             raise EdgellmError(what, "Nothing was written. Free some space or give another OUT.") from error
     if as_json:
-        sys.stdout.write(json.dumps(facts) + "\n")
+        print_json(facts)
         return
     report(facts, out, time.perf_counter() - started)
 

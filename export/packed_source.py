@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -43,15 +44,16 @@ class PackedSource:
 def read_placed(bundle: Path) -> dict[str, Placed]:
     """Where a finished bundle's tensors lie, by canonical name, as its graph says."""
     graph = onnx.load(str(bundle / "model.onnx"), load_external_data=False).graph
-    formats = {}
+    formats: dict[str, Format] = {}
     for node in graph.node:
         if node.op_type in ("NMMatMul", "QuantGather"):
-            values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if a.name != "activation"}
+            values: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            values.pop("activation", None)
             formats[node.input[1]] = Format(**{k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()})
     placed = {}
     for tensor in graph.initializer:
         at = {entry.key: entry.value for entry in tensor.external_data}
         if at:
-            format = formats.get(tensor.name)
-            placed[tensor.name] = Placed(int(at["offset"]), int(at["length"]), tuple(tensor.dims), format)
+            where = int(at["offset"]), int(at["length"])
+            placed[tensor.name] = Placed(*where, tuple(tensor.dims), formats.get(tensor.name))
     return placed

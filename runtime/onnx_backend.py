@@ -13,6 +13,7 @@ from edgellm.runtime.bundle_files import AGAIN, GRAPH
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
 
+OLDEST = (1, 23)  # onnxruntime that reads opset 23
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
@@ -75,7 +76,7 @@ class OnnxBackend:
             path = str(folder / GRAPH)
             session = self._ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise BundleError(f"{GRAPH} cannot be loaded: {_first_line(error)}", AGAIN) from error
+            raise BundleError(f"{GRAPH} cannot be loaded: {_first_line(error)}", self._remedy()) from error
         inputs, outputs = ({v.name for v in side} for side in (session.get_inputs(), session.get_outputs()))
         caches = [name for name, _, _ in self._layout.buffers()]
         wanted = {"ids", "positions", "rows", "control", *caches}
@@ -84,6 +85,12 @@ class OnnxBackend:
             odd = f"lacks {missing[0]}" if missing else f"asks for an unknown input {min(inputs - wanted)}"
             raise BundleError(f"{GRAPH} does not fit the manifest: it {odd}", AGAIN)
         return session
+
+    def _remedy(self) -> str:
+        version = self._ort.__version__
+        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+            return f"onnxruntime {version} reads no opset 23; 1.23 and later do: pip install -U onnxruntime"
+        return AGAIN
 
     def _bind_cache(self) -> None:
         for name, shape, dtype in self._layout.buffers():

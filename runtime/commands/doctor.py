@@ -64,8 +64,10 @@ def _python() -> tuple[str, str]:
 def _onnxruntime() -> tuple[str, str]:
     import onnxruntime
 
+    from edgellm.runtime.onnx_backend import OLDEST
+
     version = str(onnxruntime.__version__)
-    new_enough = tuple(int(part) for part in version.split(".")[:2]) >= (1, 23)
+    new_enough = tuple(int(part) for part in version.split(".")[:2]) >= OLDEST
     return ("ok", version) if new_enough else ("fail", f"{version}; needs 1.23: pip install -U onnxruntime")
 
 
