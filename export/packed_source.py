@@ -49,7 +49,8 @@ def read_placed(bundle: Path) -> dict[str, Placed]:
         if node.op_type in ("NMMatMul", "QuantGather"):
             values: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             values.pop("activation", None)
-            formats[node.input[1]] = Format(**{k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()})
+            words = {key: value.decode() for key, value in values.items() if isinstance(value, bytes)}
+            formats[node.input[1]] = Format(**(values | words))
     placed = {}
     for tensor in graph.initializer:
         at = {entry.key: entry.value for entry in tensor.external_data}

@@ -66,16 +66,17 @@ class Layer:
         return got[0], expected
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    kv_heads=st.integers(1, 3), ratio=st.integers(1, 4), head_dim=st.sampled_from([16, 24, 64, 80, 256, 2]),
+    kv_heads=st.integers(1, 3), ratio=st.integers(1, 4), half=st.one_of(st.integers(1, 40), st.just(128)),
     budget=st.integers(5, 40), sinks=st.integers(0, 4), policy=st.sampled_from([FULL, WINDOW]),
     chunks=st.lists(st.integers(1, 12), min_size=1, max_size=5), partial=st.booleans(), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_against_the_reference(
-    isa: str, kv_heads: int, ratio: int, head_dim: int, budget: int, sinks: int, policy: int, chunks: list[int],
+    isa: str, kv_heads: int, ratio: int, half: int, budget: int, sinks: int, policy: int, chunks: list[int],
     partial: bool, seed: int,
 ) -> None:  # fmt: skip
+    head_dim = 2 * half  # up to five vector widths, and a long one
     rng = np.random.default_rng(seed)
     rotary = head_dim if head_dim < 4 or rng.random() < 0.5 else head_dim // 2
     layer = Layer(kv_heads * ratio, kv_heads, head_dim, budget, 12, rng, rotary)
