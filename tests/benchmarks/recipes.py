@@ -24,6 +24,7 @@ from edgellm.export.packed_source import PackedSource, read_placed
 from edgellm.export.pipeline import export
 from edgellm.export.verify import parity
 from edgellm.runtime import load
+from edgellm.runtime.commands.inspect import bits_per_weight
 from edgellm.runtime.perplexity import score
 from edgellm.runtime.session import Session
 from tests.prompts import PROMPTS
@@ -54,13 +55,9 @@ def measure(checkpoint: Checkpoint, bundle: Path, ids: list[int] | None) -> dict
     session = load(bundle, kv="full", threads=torch.get_num_threads())
     manifest = session.manifest
     source = PackedSource(bundle / "model.onnx.data", read_placed(bundle))
-    row: dict[str, Any] = {
-        "bytes": sum(f.bytes for f in manifest.files.values()),
-        "bits_per_weight": 8
-        * sum(m.bytes for m in manifest.matrices)
-        / sum(m.n_out * m.k_in for m in manifest.matrices),
-    }
-    for tokens in (16, 64):
+    row: dict[str, Any] = {"bytes": sum(f.bytes for f in manifest.files.values())}
+    row["bits_per_weight"] = bits_per_weight(manifest.matrices)
+    for tokens in (16,) if manifest.recipe.sparsity != "none" else (16, 64):
         found = parity(checkpoint.architecture, source, session, prompts(session), tokens)
         row[f"agree_{tokens}"] = found.greedy_agreement
         row["logit_error"] = found.logit_error
@@ -73,9 +70,10 @@ def measure(checkpoint: Checkpoint, bundle: Path, ids: list[int] | None) -> dict
 @click.argument("model", type=Path)
 @click.option("--text", type=Path)
 @click.option("--calibration", type=Path)
-@click.option("--again", is_flag=True)
+@click.option("--again", is_flag=True, help="Export bundles that are there once more.")
+@click.option("--only", help="Recipes whose name begins so.")
 @click.option("-o", "--output", type=Path, default=Path("build/bench/recipes.json"))
-def main(model: Path, text: Path | None, calibration: Path | None, again: bool, output: Path) -> None:
+def main(model: Path, text: Path | None, calibration: Path | None, again: bool, only: str | None, output: Path) -> None:
     checkpoint = open_checkpoint(model)
     folder = output.parent / "bundles"
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +81,8 @@ def main(model: Path, text: Path | None, calibration: Path | None, again: bool, 
     ids: list[int] | None = None
     for name, settings in recipes():
         out = folder / "".join(c if c.isalnum() else "-" for c in name)
+        if only and not name.startswith(only):
+            continue
         if again or not out.exists():
             export(ExportConfig(model, out, calibration=calibration, force=again, **settings))
         if text is not None and ids is None:
