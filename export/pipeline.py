@@ -58,6 +58,7 @@ def export(config: ExportConfig, progress: Progress = lambda step, done, total: 
     checkpoint = open_checkpoint(config.source)
     arch = checkpoint.architecture
     config.check(arch)
+    checkpoint.tokenizer_json()
     policy = parse_kv(config.kv, arch.context)
     # 2. Text: to calibrate on, and a held-out rest to measure with.
     text, calibration = _text(config, checkpoint, progress)

@@ -227,7 +227,7 @@ def test_a_cut_safetensors_file_is_refused(
         ({"llama__block_count": 1}, r"blk\.1\..*does not have"),
         ({"split__count": 2}, "one of 2 parts"),
         ({"general__architecture": "mamba2"}, '"mamba2" is not supported; supported: gemma2, '),
-        ({"tokenizer__ggml__model": "llama"}, r'tokenizer is "llama"(.|\n)*Hugging Face folder'),
+        ({"tokenizer__ggml__model": "t5"}, r'tokenizer is "t5"(.|\n)*Hugging Face folder'),
         ({"tokenizer__ggml__pre": "tekken"}, 'pre-tokenizer "tekken" is not known'),
     ],
 )
