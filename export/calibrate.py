@@ -30,7 +30,7 @@ _PIECE = 1 << 16  # characters of plain text tokenized at a time
 
 
 @torch.no_grad()
-def statistics(arch: Architecture, weights: Block, x: Tensor) -> dict[str, Tensor]:
+def statistics(arch: Architecture, layer: int, weights: Block, x: Tensor) -> dict[str, Tensor]:
     """Activation statistics of one block with the weights it has now: role -> float64 [in], for all matrices.
 
     s[c] = sum over sequences of ||X[:, c]||_2^2 / n_seq, X [T, in] one sequence's input of the matrix (A2.1).
@@ -42,10 +42,9 @@ def statistics(arch: Architecture, weights: Block, x: Tensor) -> dict[str, Tenso
         squares = entering.double().square().sum(dim=(0, 1))
         sums[role] = sums[role] + squares if role in sums else squares
 
-    positions = torch.arange(x.shape[1])
     step = max(1, TOKENS_AT_ONCE // x.shape[1])
     for start in range(0, x.shape[0], step):
-        block_forward(arch, weights, x[start : start + step], positions, record)
+        block_forward(arch, layer, weights, x[start : start + step], record)
     sums = {role: total / x.shape[0] for role, total in sums.items()}
     return sums | {role: sums[shared] for role, shared in _SHARED.items()}
 
@@ -110,7 +109,7 @@ def write_text(checkpoint: Checkpoint, sequences: int, length: int, seed: int) -
     generator = torch.Generator().manual_seed(seed)
     free = available_bytes() or 4 << 30  # a system that does not tell
     resident = arch.parameters * 4 <= free // 4
-    blocks = [load_block(checkpoint, layer) for layer in range(arch.layers)] if resident else None
+    blocks = [load_block(arch, checkpoint, layer) for layer in range(arch.layers)] if resident else None
     norm, embedding = checkpoint.vector("norm"), checkpoint.matrix("embedding")
     head = embedding if arch.tied else checkpoint.matrix(head_name(arch))
     cache_bytes = arch.layers * 2 * arch.kv_heads * length * arch.head_dim * 4
@@ -122,10 +121,10 @@ def write_text(checkpoint: Checkpoint, sequences: int, length: int, seed: int) -
         shape = (size, arch.kv_heads, length, arch.head_dim)
         caches = [KeyValue(torch.zeros(shape), torch.zeros(shape)) for _ in range(arch.layers)]
         for position in range(length - 1):
-            x = embed(embedding, ids[:, position : position + 1])
+            x = embed(arch, embedding, ids[:, position : position + 1])
             for layer, cache in enumerate(caches):
-                block = load_block(checkpoint, layer) if blocks is None else blocks[layer]
-                x = block_forward(arch, block, x, torch.tensor([position]), cache=cache)
+                block = load_block(arch, checkpoint, layer) if blocks is None else blocks[layer]
+                x = block_forward(arch, layer, block, x, cache=cache)
             probabilities = head_logits(arch, x[:, 0], norm, head).softmax(dim=-1)
             ids[:, position + 1] = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
         written.append(ids)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edgellm.export import prune
-from edgellm.export.architectures import MATRICES, NORMS
+from edgellm.export.architectures import MATRICES
 from edgellm.export.calibrate import statistics
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
@@ -42,9 +42,10 @@ def compress_layer(
     """All matrices of one layer, by role. x [N, T, hidden], the calibration text's states entering the layer, or None:
     statistics are taken with the layer's dense weights, and x moves on through its compressed ones (methods.md A2.1).
     """
+    arch = checkpoint.architecture
     stats = None
     if x is not None:
-        stats = statistics(checkpoint.architecture, load_block(checkpoint, layer), x)
+        stats = statistics(arch, layer, load_block(arch, checkpoint, layer), x)
     found = {role: compress(config, checkpoint, f"layers.{layer}.{role}", stats) for role in MATRICES}
     if found["gate"].format != found["up"].format:  # a file that stores the two apart: the fused kernel wants one
         for role in ("gate", "up"):
@@ -52,6 +53,6 @@ def compress_layer(
             found[role] = rounded(config, name, checkpoint.matrix(name), stats)
     if x is not None:
         block: Block = {role: torch.from_numpy(dequantize(q)) for role, q in found.items()}
-        block |= {role: checkpoint.vector(f"layers.{layer}.{role}") for role in NORMS}
-        x = propagate(checkpoint.architecture, block, x)
+        block |= {role: checkpoint.vector(f"layers.{layer}.{role}") for role in arch.vectors}
+        x = propagate(arch, layer, block, x)
     return found, x

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgellm.export.architectures import MATRICES, NORMS, Architecture
+from edgellm.export.architectures import MATRICES, Architecture, Layer
 from edgellm.export.checkpoint import Source
+from edgellm.export.rope import Rope
 
 Block = dict[str, Tensor]  # role -> float32 tensor, of one layer
 Record = Callable[[str, Tensor], None]
@@ -36,10 +37,10 @@ class KeyValue:
     length: int = 0
 
 
-def load_block(source: Source, layer: int) -> Block:
-    """Read one layer's nine tensors."""
+def load_block(arch: Architecture, source: Source, layer: int) -> Block:
+    """Read one layer's tensors, by role."""
     block = {role: source.matrix(f"layers.{layer}.{role}") for role in MATRICES}
-    return block | {role: source.vector(f"layers.{layer}.{role}") for role in NORMS}
+    return block | {role: source.vector(f"layers.{layer}.{role}") for role in arch.vectors}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -47,70 +48,96 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
-def rotary(arch: Architecture, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [T, head_dim], both halves alike (rotate-half order), for int64 positions [T]."""
-    exponent = torch.arange(0, arch.head_dim, 2, dtype=torch.float32) / arch.head_dim
-    angles = positions.to(torch.float32)[:, None] * (1.0 / arch.rope_theta**exponent)
+def rotary(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 [T, dims], both halves alike (rotate-half order), for int64 positions [T]."""
+    angles = positions.to(torch.float32)[:, None] * torch.from_numpy(rope.frequencies())
     angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
+    return angles.cos() * rope.magnitude, angles.sin() * rope.magnitude
+
+
+def rotate(y: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first dims of each head, y [..., T, head_dim]; the rest passes."""
+    turned, rest = y[..., : cos.shape[-1]], y[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, dim=-1)
+    return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
+
+
+def attend(arch: Architecture, layer: Layer, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+    """Attention of query [B, heads, T, head_dim], from position start on, over key, value [B, kv_heads, S, head_dim].
+
+    A token sees itself and those before it, the last `window` of them in a sliding layer.
+    """
+    at, seen = torch.arange(start, start + query.shape[2])[:, None], torch.arange(key.shape[2])[None, :]
+    mask = seen <= at
+    if layer.window:
+        mask &= seen > at - layer.window
+    if not arch.attention_softcap:
+        plain = start == 0 and not layer.window
+        return functional.scaled_dot_product_attention(
+            query, key, value, None if plain else mask, is_causal=plain, scale=arch.attention_scale, enable_gqa=True
+        )
+    group = arch.heads // arch.kv_heads
+    logits = query @ key.repeat_interleave(group, 1).transpose(2, 3) * arch.attention_scale
+    logits = arch.attention_softcap * torch.tanh(logits / arch.attention_softcap)
+    return logits.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ value.repeat_interleave(group, 1)
 
 
 def block_forward(
     arch: Architecture,
+    layer: int,
     weights: Block,
     x: Tensor,
-    positions: Tensor,
     record: Record | None = None,
     cache: KeyValue | None = None,
 ) -> Tensor:
     """One decoder block with causal attention over all of x: [B, T, hidden] -> [B, T, hidden].
 
-    positions: int64 [T]. record(role, input [B, T, in]) is called with the input of "q" (also k's and v's), "o",
-    "gate" (also up's) and "down". With a cache, keys and values are appended to it and x attends to what it held too.
+    record(role, input [B, T, in]) is called with the input of "q" (also k's and v's), "o", "gate" (also up's) and
+    "down". With a cache, keys and values are appended to it and x attends to what it held too; positions go on from it.
     """
     batch, length, _ = x.shape
+    facts, start = arch.layers_as[layer], cache.length if cache is not None else 0
+
+    def linear(role: str, y: Tensor) -> Tensor:
+        return functional.linear(y, weights[role], weights.get(f"{role}_bias"))
 
     def heads(role: str) -> Tensor:
-        return functional.linear(normed, weights[role]).view(batch, length, -1, arch.head_dim).transpose(1, 2)
-
-    def rotate(y: Tensor) -> Tensor:
-        first, second = y.chunk(2, dim=-1)
-        return y * cos + torch.cat([-second, first], dim=-1) * sin
+        y = linear(role, normed).view(batch, length, -1, arch.head_dim).transpose(1, 2)
+        return rms_norm(y, weights[f"{role}_norm"], arch.norm_eps) if f"{role}_norm" in weights else y
 
     def noted(role: str, y: Tensor) -> Tensor:
         if record is not None:
             record(role, y)
         return y
 
+    def added(role: str, y: Tensor) -> Tensor:
+        return rms_norm(y, weights[role], arch.norm_eps) if arch.post_norms else y
+
     normed = noted("q", rms_norm(x, weights["attention_norm"], arch.norm_eps))
-    cos, sin = rotary(arch, positions)
-    query, key, value = rotate(heads("q")), rotate(heads("k")), heads("v")
-    mask = None
+    cos, sin = rotary(facts.rope, torch.arange(start, start + length))
+    query, key, value = rotate(heads("q"), cos, sin), rotate(heads("k"), cos, sin), heads("v")
     if cache is not None:
-        end = cache.length + length
-        cache.key[:, :, cache.length : end], cache.value[:, :, cache.length : end] = key, value
-        key, value = cache.key[:, :, :end], cache.value[:, :, :end]
-        mask = torch.arange(end)[None, :] <= torch.arange(cache.length, end)[:, None]
-        cache.length = end
-    attended = functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-    )
+        end = start + length
+        cache.key[:, :, start:end], cache.value[:, :, start:end] = key, value
+        key, value, cache.length = cache.key[:, :, :end], cache.value[:, :, :end], end
+    attended = attend(arch, facts, query, key, value, start)
     attended = noted("o", attended.transpose(1, 2).reshape(batch, length, -1))
-    x = x + functional.linear(attended, weights["o"])
+    x = x + added("post_attention_norm", linear("o", attended))
     normed = noted("gate", rms_norm(x, weights["mlp_norm"], arch.norm_eps))
-    gate = _ACTIVATIONS[arch.activation](functional.linear(normed, weights["gate"]))
-    inner = noted("down", gate * functional.linear(normed, weights["up"]))
-    return x + functional.linear(inner, weights["down"])
+    gate = _ACTIVATIONS[arch.activation](linear("gate", normed))
+    inner = noted("down", gate * linear("up", normed))
+    return x + added("post_mlp_norm", linear("down", inner))
 
 
-def embed(embedding: Tensor, ids: Tensor) -> Tensor:
-    """Rows of the embedding [vocabulary, hidden]: int64 [...] -> float32 [..., hidden]."""
-    return functional.embedding(ids, embedding)
+def embed(arch: Architecture, embedding: Tensor, ids: Tensor) -> Tensor:
+    """Rows of the embedding [vocabulary, hidden], scaled: int64 [...] -> float32 [..., hidden]."""
+    return functional.embedding(ids, embedding) * arch.embedding_scale
 
 
 def head_logits(arch: Architecture, x: Tensor, norm: Tensor, head: Tensor) -> Tensor:
     """Final norm and output head: [..., hidden] -> [..., vocabulary]."""
-    return functional.linear(rms_norm(x, norm, arch.norm_eps), head)
+    logits = functional.linear(rms_norm(x, norm, arch.norm_eps), head)
+    return arch.final_softcap * torch.tanh(logits / arch.final_softcap) if arch.final_softcap else logits
 
 
 def head_name(arch: Architecture) -> str:
@@ -119,12 +146,11 @@ def head_name(arch: Architecture) -> str:
 
 
 @torch.no_grad()
-def propagate(arch: Architecture, weights: Block, x: Tensor, record: Record | None = None) -> Tensor:
+def propagate(arch: Architecture, layer: int, weights: Block, x: Tensor, record: Record | None = None) -> Tensor:
     """Push all sequences x [N, T, hidden] through one block, a few at a time, **in place**; returns x."""
-    positions = torch.arange(x.shape[1])
     step = max(1, TOKENS_AT_ONCE // max(1, x.shape[1]))
     for start in range(0, x.shape[0], step):
-        x[start : start + step] = block_forward(arch, weights, x[start : start + step], positions, record)
+        x[start : start + step] = block_forward(arch, layer, weights, x[start : start + step], record)
     return x
 
 
@@ -135,12 +161,12 @@ def hidden_states(arch: Architecture, source: Source, ids: list[Tensor]) -> list
     Every block is loaded once. Memory: one block, the embedding while it is read, and the hidden states.
     """
     embedding = source.matrix("embedding")
-    states = [embed(embedding, batch) for batch in ids]
+    states = [embed(arch, embedding, batch) for batch in ids]
     del embedding
     for layer in range(arch.layers):
-        block = load_block(source, layer)
+        block = load_block(arch, source, layer)
         for state in states:
-            propagate(arch, block, state)
+            propagate(arch, layer, block, state)
     return states
 
 

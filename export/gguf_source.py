@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgellm.export import tokenizer
-from edgellm.export.architectures import Architecture, Family, assemble, family, role, spell
+from edgellm.export import gguf_facts, tokenizer
+from edgellm.export.architectures import role
+from edgellm.export.family import expected, gguf_family, locate
 from edgellm.kernels.layout import Format, Quantized
 from edgellm.runtime.errors import CheckpointError
 
@@ -32,9 +32,8 @@ class GgufSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata, self._tensors = _read(path)
-        model_type = str(self.metadata.get("general.architecture", ""))
-        self._family = family(model_type)
-        self.architecture = _architecture(self.metadata, self._tensors, self._family, path)
+        self._family = gguf_family(str(self.metadata.get("general.architecture", "")))
+        self.architecture = gguf_facts.architecture(self.metadata, self._tensors, self._family, path)
         self.name = self.architecture.name
         self._check_tensors()
         self.chat_template: str | None = self.metadata.get("tokenizer.chat_template")
@@ -47,10 +46,10 @@ class GgufSource:
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor by canonical name, float32 [out, in] or [length]. Raises CheckpointError for an unreadable type."""
-        tensor = self._tensors[spell(self._family.gguf, name)]
+        tensor, data = self._rows(name)
         try:
             with np.errstate(all="ignore"):  # whoever reads checks for NaN and infinities
-                weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+                weight = gguf.quants.dequantize(data, tensor.tensor_type)
         except NotImplementedError:
             raise CheckpointError(
                 f"{self.path.name}: {tensor.name} is of type {tensor.tensor_type.name}, which gguf cannot dequantize",
@@ -62,13 +61,13 @@ class GgufSource:
 
     def stored(self, name: str) -> Quantized | None:
         """The file's own blocks as codes and scales, exactly; None for a type or a size that tiles cannot hold."""
-        tensor = self._tensors[spell(self._family.gguf, name)]
+        tensor, raw = self._rows(name)
         rows, columns = self.architecture.shape(name)
         if tensor.tensor_type.name not in _STORED or not columns or columns % 64:
             return None
         bits, zero = _STORED[tensor.tensor_type.name]
         order = self._order(name)
-        data = np.asarray(tensor.data) if order is None else tensor.data[order]
+        data = raw if order is None else raw[order]
         blocks = data.reshape(rows, columns // _BLOCK, -1)
         heads = 2 if zero == "min" else 1
         halves = np.ascontiguousarray(blocks[:, :, : 2 * heads]).view(np.float16)
@@ -82,42 +81,72 @@ class GgufSource:
             np.ascontiguousarray(halves[:, :, 1]) if zero == "min" else None,
         )
 
+    def _rows(self, name: str) -> tuple[Any, NDArray[Any]]:
+        """The tensor that holds `name`, and its rows of it as stored."""
+        at = locate(self._family.gguf, name, self.architecture)
+        tensor = self._tensors[at.tensor]
+        data = np.asarray(tensor.data)
+        return tensor, data if at.rows is None else data[at.first : at.first + at.rows]
+
     def _order(self, name: str) -> NDArray[np.intp] | None:
         """Which of the file's rows each row of Hugging Face's order is: [head, half, 2] against [head, 2, half]."""
-        if role(name) not in self._family.permuted:
+        matrix = role(name).removesuffix("_bias")
+        if matrix not in ("q", "k") or not self._family.switch("permuted"):
             return None
         rows, head_dim = self.architecture.shape(name)[0], self.architecture.head_dim
         return np.arange(rows).reshape(rows // head_dim, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
 
     def _check_tensors(self) -> None:
-        expected = {spell(self._family.gguf, n): shape for n, shape in self.architecture.tensors()}
-        for name, shape in expected.items():
+        wanted = expected(self._family.gguf, self.architecture)
+        for name, shape in wanted.items():
             if name not in self._tensors:
                 raise CheckpointError(f"{self.path.name}: tensor {name} is missing", _DAMAGED)
             found = tuple(int(size) for size in reversed(self._tensors[name].shape))
-            if found != tuple(size for size in shape if size):
+            if found != shape:
                 raise CheckpointError(
                     f"{self.path.name}: {name} has shape {found}; the file's settings say {shape}", _DAMAGED
                 )
-        for name, tensor in self._tensors.items():
-            if name == "rope_freqs.weight" and np.all(tensor.data == 1):
-                continue
-            if name not in expected:
-                what = "scaled rotary frequencies" if name == "rope_freqs.weight" else "a tensor llama does not have"
+        for name in self._tensors:
+            if name not in wanted and name != "rope_freqs.weight":  # those are in the Architecture's Rope
                 raise CheckpointError(
-                    f"{self.path.name}: {name} is {what}, which this version does not implement",
+                    f"{self.path.name}: {name} is a tensor {self._family.name} does not have",
                     "Use a model without it: ignoring it would change the model's answers.",
                 )
 
 
 class _Reader(gguf.GGUFReader):  # type: ignore[misc]
-    """GGUFReader slices its map without a look at the end: a damaged array length would keep it busy for hours."""
+    """GGUFReader, made safe and quick for large vocabularies.
+
+    It slices its map without a look at the end (a damaged array length would keep it busy for hours), and it makes
+    several NumPy views of every element of an array (half a minute for 262k tokens).
+    """
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> NDArray[Any]:
         found: NDArray[Any] = super()._get(offset, dtype, count, override_order)
         if found.size != count:
             raise ValueError(f"{count} values at byte {offset} reach past the end")
         return found
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
+        kinds = gguf.GGUFValueType
+        if raw_type != kinds.ARRAY or self.byte_order == "S":
+            found: tuple[int, list[Any], list[int], list[Any]] = super()._get_field_parts(orig_offs, raw_type)
+            return found
+        inner, count = int(self._get(orig_offs, np.uint32)[0]), int(self._get(orig_offs + 4, np.uint64)[0])
+        types, start = [kinds.ARRAY, kinds(inner)], orig_offs + 12
+        if inner in self.gguf_scalar_to_np:
+            whole = self._get(start, self.gguf_scalar_to_np[kinds(inner)], count)
+            return 12 + whole.nbytes, [whole], [0], types
+        if inner != kinds.STRING:
+            raise ValueError(f"an array of {kinds(inner).name} at byte {orig_offs}")
+        raw, at, parts = memoryview(self.data), start, []
+        for _ in range(count):
+            size = int.from_bytes(raw[at : at + 8], "little")
+            if at + 8 + size > len(raw):
+                raise ValueError(f"a string at byte {at} reaches past the end")
+            parts.append(raw[at + 8 : at + 8 + size])
+            at += 8 + size
+        return at - orig_offs, parts, list(range(count)), types
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -148,38 +177,3 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 _DAMAGED,
             )
     return metadata, {tensor.name: tensor for tensor in reader.tensors}
-
-
-def _architecture(metadata: Mapping[str, Any], tensors: Mapping[str, Any], rules: Family, path: Path) -> Architecture:
-    model_type = str(metadata["general.architecture"])
-    get = {field: metadata.get(f"{model_type}.{key}") for field, key in rules.gguf_keys.items()}
-    if rules.gguf["embedding"] not in tensors:
-        raise CheckpointError(f"{path.name}: tensor {rules.gguf['embedding']} is missing", _DAMAGED)
-    lists = [key for field, key in rules.gguf_keys.items() if isinstance(get[field], list)]
-    if lists:
-        raise CheckpointError(f"{path.name}: {lists[0]} differs by layer", "Only uniform decoders are implemented.")
-    _refuse(metadata, model_type, path)
-    arch = assemble(
-        {field: f"{model_type}.{key}" for field, key in rules.gguf_keys.items()},
-        path.name,
-        model_type=model_type,
-        name=str(metadata.get("general.name") or path.stem),
-        vocabulary=int(tensors[rules.gguf["embedding"]].shape[-1]),
-        activation="silu",
-        tied=rules.gguf["head"] not in tensors,
-        **get,
-    )
-    if metadata.get(f"{model_type}.rope.dimension_count", arch.head_dim) != arch.head_dim:
-        raise CheckpointError(f"{path.name} rotates only a part of each head", "Full rotary embedding is implemented.")
-    return arch
-
-
-def _refuse(metadata: Mapping[str, Any], model_type: str, path: Path) -> None:
-    scaling = metadata.get(f"{model_type}.rope.scaling.type", "none")
-    if scaling != "none" or metadata.get(f"{model_type}.rope.scale_linear", 1.0) != 1.0:
-        raise CheckpointError(
-            f'{path.name} scales its rotary embedding ("{scaling}"), which this version does not implement',
-            "Use a model with plain rotary embedding.",
-        )
-    if metadata.get(f"{model_type}.expert_count", 0):
-        raise CheckpointError(f"{path.name} is a mixture of experts", "Only dense decoders are implemented.")

@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgellm.export.architectures import Architecture
+from edgellm.export.rope import Rope
 from edgellm.kernels.layout import Format
 
 OPSET = 23
@@ -64,6 +65,25 @@ class _Builder:
     def matmul(self, x: str, name: str, output: str, activation: str = "none") -> str:
         return self.packed("NMMatMul", x, name, output, activation=activation)
 
+    def constant(self, name: str, value: Any) -> str:
+        if all(tensor.name != name for tensor in self.constants):
+            self.constants.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def capped(self, x: str, cap: float, output: str) -> str:
+        """cap * tanh(x / cap)."""
+        size = self.constant(f"{output}.cap", np.float32(cap))
+        return self.node(
+            "Mul", [self.node("Tanh", [self.node("Div", [x, size], f"{x}.low")], f"{x}.tanh"), size], output
+        )
+
+    def head_norm(self, x: str, name: str, epsilon: float, head_dim: int) -> str:
+        """RMSNorm over each head of x [T, heads*head_dim]."""
+        apart = self.constant("heads_apart", np.array([0, -1, head_dim], np.int64))
+        together = self.constant("heads_together", np.array([0, -1], np.int64))
+        y = self.norm(self.node("Reshape", [x, apart], f"{name}.heads"), name, epsilon, f"{name}.normed")
+        return self.node("Reshape", [y, together], f"{name}.out")
+
     def norm(self, x: str, name: str, epsilon: float, output: str) -> str:
         return self.node("RMSNormalization", [x, self.stored(name)], output, epsilon=epsilon)
 
@@ -71,15 +91,22 @@ class _Builder:
 def decoder_graph(arch: Architecture, placed: dict[str, Placed]) -> onnx.ModelProto:
     """The whole decoder over the tensors placed in the data file, by canonical name (gate and up as "gate_up")."""
     b = _Builder(placed)
-    cos, sin = _rotary(b, arch)
     x = b.packed("QuantGather", "ids", "embedding", "embedded")
+    if arch.embedding_scale != 1:
+        x = b.node("Mul", [x, b.constant("embedding_scale", np.float32(arch.embedding_scale))], "scaled")
+    rotations = _rotations(b, arch)
     caches_in, caches_out = [], []
     for layer in range(arch.layers):
-        x, inputs, outputs = _block(b, arch, layer, x, cos, sin)
+        x, inputs, outputs = _block(b, arch, layer, x, rotations)
         caches_in += inputs
         caches_out += outputs
     wanted = b.node("Gather", [x, "rows"], "wanted", axis=0)
-    b.matmul(b.norm(wanted, "norm", arch.norm_eps, "last"), "embedding" if arch.tied else "head", "logits")
+    last = b.norm(wanted, "norm", arch.norm_eps, "last")
+    head, cap = "embedding" if arch.tied else "head", arch.final_softcap
+    if cap:
+        b.capped(b.matmul(last, head, "uncapped"), cap, "logits")
+    else:
+        b.matmul(last, head, "logits")
 
     integers = [helper.make_tensor_value_info(n, TensorProto.INT64, [d]) for n, d in
                 (("ids", "T"), ("positions", "T"), ("rows", "R"), ("control", 5))]  # fmt: skip
@@ -90,35 +117,53 @@ def decoder_graph(arch: Architecture, placed: dict[str, Placed]) -> onnx.ModelPr
     return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="edgellm")
 
 
-def _rotary(b: _Builder, arch: Architecture) -> tuple[str, str]:
-    """cos and sin [T, head_dim/2] of position * theta^(-2i/head_dim), for all layers (RoPE, arXiv 2104.09864)."""
-    exponent = np.arange(0, arch.head_dim, 2, dtype=np.float32) / arch.head_dim
-    frequency = (1.0 / np.float32(arch.rope_theta) ** exponent).astype(np.float32)
-    b.constants.append(onnx.numpy_helper.from_array(frequency[None], "frequency"))
-    b.constants.append(onnx.numpy_helper.from_array(np.array([1], np.int64), "column"))
+def _rotations(b: _Builder, arch: Architecture) -> dict[Rope, tuple[str, str]]:
+    """cos and sin [T, dims/2] of position * frequency, once for all layers that share a Rope."""
     place = b.node("Cast", ["positions"], "place", to=TensorProto.FLOAT)
-    angle = b.node("Mul", [b.node("Unsqueeze", [place, "column"], "places"), "frequency"], "angle")
-    return b.node("Cos", [angle], "cos"), b.node("Sin", [angle], "sin")
+    column = b.constant("column", np.array([1], np.int64))
+    places = b.node("Unsqueeze", [place, column], "places")
+    found: dict[Rope, tuple[str, str]] = {}
+    for layer in arch.layers_as:
+        if layer.rope not in found:
+            n = len(found)
+            angle = b.node("Mul", [places, b.constant(f"frequency.{n}", layer.rope.frequencies()[None])], f"angle.{n}")
+            pair = [b.node("Cos", [angle], f"cos.{n}"), b.node("Sin", [angle], f"sin.{n}")]
+            if layer.rope.magnitude != 1:
+                by = b.constant(f"magnitude.{n}", np.float32(layer.rope.magnitude))
+                pair = [b.node("Mul", [wave, by], f"{wave}.scaled") for wave in pair]
+            found[layer.rope] = (pair[0], pair[1])
+    return found
 
 
 def _block(
-    b: _Builder, arch: Architecture, layer: int, x: str, cos: str, sin: str
+    b: _Builder, arch: Architecture, layer: int, x: str, rotations: dict[Rope, tuple[str, str]]
 ) -> tuple[str, list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
-    at = f"layers.{layer}"
-    normed = b.norm(x, f"{at}.attention_norm", arch.norm_eps, f"{at}.attention_in")
-    q, k, v = (b.matmul(normed, f"{at}.{name}", f"{at}.{name}.out") for name in ("q", "k", "v"))
+    at, facts, eps = f"layers.{layer}", arch.layers_as[layer], arch.norm_eps
+
+    def linear(y: str, role: str) -> str:
+        y = b.matmul(y, f"{at}.{role}", f"{at}.{role}.out")
+        return b.node("Add", [y, b.stored(f"{at}.{role}_bias")], f"{y}.biased") if role in arch.biases else y
+
+    def added(y: str, role: str) -> str:
+        return b.norm(y, f"{at}.{role}", eps, f"{at}.{role}.out") if arch.post_norms else y
+
+    normed = b.norm(x, f"{at}.attention_norm", eps, f"{at}.attention_in")
+    q, k, v = (linear(normed, role) for role in ("q", "k", "v"))
+    if arch.qk_norm:
+        q, k = (b.head_norm(y, f"{at}.{role}_norm", eps, arch.head_dim) for y, role in ((q, "q"), (k, "k")))
     caches = [f"key.{layer}", f"value.{layer}", f"position.{layer}"]
     results = [f"{name}.out" for name in caches]
     mixed = f"{at}.mixed"
-    sizes = dict(heads=arch.heads, kv_heads=arch.kv_heads, head_dim=arch.head_dim, scale=arch.head_dim**-0.5)
-    inputs = [q, k, v, cos, sin, "positions", "control", *caches]
+    sizes = dict(heads=arch.heads, kv_heads=arch.kv_heads, head_dim=arch.head_dim, scale=arch.attention_scale)
+    sizes |= dict(window=facts.window, softcap=arch.attention_softcap)
+    inputs = [q, k, v, *rotations[facts.rope], "positions", "control", *caches]
     b.nodes.append(
         helper.make_node("PrunedKVAttention", inputs, [mixed, *results], name=mixed, domain="edgellm", **sizes)
     )
-    x = b.node("Add", [x, b.matmul(mixed, f"{at}.o", f"{at}.o.out")], f"{at}.attended")
-    normed = b.norm(x, f"{at}.mlp_norm", arch.norm_eps, f"{at}.mlp_in")
+    x = b.node("Add", [x, added(linear(mixed, "o"), "post_attention_norm")], f"{at}.attended")
+    normed = b.norm(x, f"{at}.mlp_norm", eps, f"{at}.mlp_in")
     hidden = b.matmul(normed, f"{at}.gate_up", f"{at}.gated", arch.activation)
-    x = b.node("Add", [x, b.matmul(hidden, f"{at}.down", f"{at}.down.out")], f"{at}.out")
+    x = b.node("Add", [x, added(linear(hidden, "down"), "post_mlp_norm")], f"{at}.out")
 
     long = [arch.kv_heads, "capacity", arch.head_dim]
     shapes = [(TensorProto.FLOAT16, long), (TensorProto.FLOAT16, long), (TensorProto.INT32, long[:2])]

@@ -58,6 +58,7 @@ def export(config: ExportConfig, progress: Progress = lambda step, done, total: 
     checkpoint = open_checkpoint(config.source)
     arch = checkpoint.architecture
     config.check(arch)
+    checkpoint.tokenizer_json()
     policy = parse_kv(config.kv, arch.context)
     # 2. Text: to calibrate on, and a held-out rest to measure with.
     text, calibration = _text(config, checkpoint, progress)
@@ -68,7 +69,7 @@ def export(config: ExportConfig, progress: Progress = lambda step, done, total: 
         for name in ("embedding",) if arch.tied else ("embedding", "head"):
             writing.matrix(name, compress(config, checkpoint, name))
         progress("embedding", 1, 1)
-        x = embed(checkpoint.matrix("embedding"), calibration) if config.calibrates else None
+        x = embed(arch, checkpoint.matrix("embedding"), calibration) if config.calibrates else None
         for layer in range(arch.layers):
             progress("layers", layer, arch.layers)
             x = _layer(writing, layer, x)
@@ -112,12 +113,11 @@ def _text(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> t
 def _layer(writing: _Writing, layer: int, x: Tensor | None) -> Tensor | None:
     found, x = compress_layer(writing.config, writing.checkpoint, layer, x)
     at = f"layers.{layer}"
-    writing.vector(f"{at}.attention_norm")
-    for role in ("q", "k", "v", "o"):
+    for role in ("q", "k", "v", "o", "down"):
         writing.matrix(f"{at}.{role}", found[role])
-    writing.vector(f"{at}.mlp_norm")
     writing.matrix(f"{at}.gate_up", interleave(found["gate"], found["up"]))
-    writing.matrix(f"{at}.down", found["down"])
+    for role in writing.checkpoint.architecture.vectors:
+        writing.vector(f"{at}.{role}")
     return x
 
 

@@ -11,7 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from edgellm.export.architectures import ACTIVATIONS, Architecture, Family, assemble, family, spell
+from edgellm.export import hf_config
+from edgellm.export.architectures import role
+from edgellm.export.family import expected, family, locate
 from edgellm.export.tokenizer import template_stops, token_table
 from edgellm.kernels.layout import Quantized
 from edgellm.runtime.errors import CheckpointError
@@ -27,7 +29,7 @@ class SafetensorsSource:
         self.path = path
         config = _json(path / "config.json")
         self._family = family(str(config.get("model_type", "")))
-        self.architecture = _architecture(config, self._family, path)
+        self.architecture = hf_config.architecture(config, self._family, path.resolve().name)
         self.name = self.architecture.name
         self._tokenizer, self._vocabulary = _tokenizer(path)
         settings = _json(path / "tokenizer_config.json", optional=True)
@@ -48,9 +50,11 @@ class SafetensorsSource:
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor by canonical name, float32 [out, in] or [length]."""
-        spelled = spell(self._family.hf, name)
-        weight: torch.Tensor = self._files[spelled].get_tensor(spelled)
-        return weight.to(torch.float32)
+        at = locate(self._family.hf, name, self.architecture)
+        rows = slice(None) if at.rows is None else slice(at.first, at.first + at.rows)
+        weight: torch.Tensor = self._files[at.tensor].get_slice(at.tensor)[rows].to(torch.float32)
+        # Gemma's files hold a norm's weight less one.
+        return weight + self._family.switch("norm_offset", 0) if role(name).endswith("norm") else weight
 
     def stored(self, name: str) -> Quantized | None:
         """None: the folder's weights are plain floats."""
@@ -70,13 +74,13 @@ class SafetensorsSource:
         return token_table(bos, bool(add_bos), eos, stops)
 
     def _check_tensors(self) -> None:
-        expected = {spell(self._family.hf, n): shape for n, shape in self.architecture.tensors()}
-        for name, shape in expected.items():
+        wanted = expected(self._family.hf, self.architecture)
+        for name, shape in wanted.items():
             if name not in self._files:
                 raise CheckpointError(f"{self.path.name}: tensor {name} is missing", _DAMAGED)
             view = self._files[name].get_slice(name)
             found = tuple(view.get_shape())
-            if found != tuple(size for size in shape if size):
+            if found != shape:
                 raise CheckpointError(f"{name} has shape {found}; config.json says {shape}", _DAMAGED)
             if view.get_dtype() not in _DTYPES:
                 raise CheckpointError(
@@ -85,47 +89,11 @@ class SafetensorsSource:
                 )
         head = self._family.hf["head"]  # some folders store the tied head a second time
         for name in self._files:
-            if name not in expected and name != head and not name.endswith(self._family.hf_ignored):
+            if name not in wanted and name != head and not name.endswith(".rotary_emb.inv_freq"):
                 raise CheckpointError(
                     f"{self.path.name}: {self.architecture.model_type} has no tensor {name}",
                     "Merge adapters into the model first; ignoring the tensor would change the model's answers.",
                 )
-
-
-def _architecture(config: Mapping[str, Any], rules: Family, path: Path) -> Architecture:
-    get = {field: config.get(key) for field, key in rules.hf_keys.items()}
-    rope: dict[str, Any] = {"rope_theta": config.get("rope_theta"), **_object(config, "rope_scaling")}
-    rope.update(_object(config, "rope_parameters"))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise CheckpointError(
-            f'config.json asks for "{kind}" rotary scaling, which this version does not implement',
-            "Use a model with plain rotary embedding.",
-        )
-    for key, only in (rules.hf_refused or {}).items():
-        if config.get(key, rope.get(key, only)) != only:
-            raise CheckpointError(
-                f"config.json has {key} = {config.get(key, rope.get(key))}; this version implements {only} only",
-                "Use a model without it: ignoring it would change the model's answers.",
-            )
-    if config.get("quantization_config"):
-        raise CheckpointError("config.json has a quantization_config", "Export from the unquantized model.")
-    activation = str(config.get("hidden_act", "silu"))
-    if activation not in ACTIVATIONS:
-        raise CheckpointError(
-            f'config.json has hidden_act "{activation}"; supported: {", ".join(sorted(ACTIVATIONS))}',
-            "Use a model with one of these.",
-        )
-    return assemble(
-        rules.hf_keys,
-        "config.json",
-        model_type=str(config["model_type"]),
-        name=path.resolve().name,
-        rope_theta=rope.get("rope_theta"),
-        activation=ACTIVATIONS[activation],
-        tied=bool(config.get("tie_word_embeddings", False)),
-        **get,
-    )
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -181,13 +149,6 @@ def _json(path: Path, optional: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path.parent.name}/{path.name} is not a JSON object", _DAMAGED)
     return content
-
-
-def _object(config: Mapping[str, Any], key: str) -> dict[str, Any]:
-    entry = config.get(key) or {}
-    if not isinstance(entry, dict):
-        raise CheckpointError(f"config.json: {key} is {entry!r}; expected an object", _DAMAGED)
-    return entry
 
 
 def _ids(entry: object) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from edgellm.export.sentencepiece_bpe import sentencepiece_bpe
 from edgellm.runtime.errors import CheckpointError
 
 # End-of-turn tokens in use; one that a chat template writes is a reason to stop.
@@ -68,27 +69,19 @@ _PRE_TOKENIZERS = {
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> str:
-    """tokenizer.json's text from a GGUF file's tokenizer.ggml.* entries (byte-level BPE).
+    """tokenizer.json's text from a GGUF file's tokenizer.ggml.* entries: byte-level BPE ("gpt2"), or SentencePiece's
+    BPE ("llama").
 
     It has no post-processor: whoever encodes adds bos where `gguf_tokens` says so.
-    Raises CheckpointError for SentencePiece vocabularies, an unknown pre-tokenizer, or entries that are missing.
+    Raises CheckpointError for another kind of vocabulary, an unknown pre-tokenizer, or entries that are missing.
     """
-    rules = _rules(metadata)
-    tokens, merges = _entry(metadata, "tokens"), _entry(metadata, "merges")
-    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    tokens = _entry(metadata, "tokens")
     try:
-        model = models.BPE(
-            vocab={token: index for index, token in enumerate(tokens)},
-            merges=pairs,
-            ignore_merges=rules.ignore_merges,
-        )
-    except Exception as error:
+        built = sentencepiece_bpe(metadata, tokens) if _is_sentencepiece(metadata) else _byte_level(metadata, tokens)
+    except CheckpointError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"the file's tokenizer does not build: {error}", "Convert the model again.") from None
-    built = Tokenizer(model)
-    if rules.nfc:
-        built.normalizer = normalizers.NFC()
-    built.pre_tokenizer = rules.split()
-    built.decoder = decoders.ByteLevel()
     kinds = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     typed = list(zip(tokens, kinds, strict=False))
     # In order of id, so that none is given a new one; normalized=False matches them in the raw text.
@@ -102,14 +95,26 @@ def from_gguf(metadata: Mapping[str, Any]) -> str:
     return str(built.to_str())
 
 
+def _byte_level(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
+    rules, merges = _rules(metadata), _entry(metadata, "merges")
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    built = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=rules.ignore_merges))
+    if rules.nfc:
+        built.normalizer = normalizers.NFC()
+    built.pre_tokenizer = rules.split()
+    built.decoder = decoders.ByteLevel()
+    return built
+
+
 def gguf_tokens(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest's "tokens" entry from a GGUF file: bos, add_bos, stop (sorted), eos."""
-    rules = _rules(metadata)
+    default = True if _is_sentencepiece(metadata) else _rules(metadata).add_bos
     vocabulary = {token: index for index, token in enumerate(_entry(metadata, "tokens"))}
     ids = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom")}
     stops = [ids["eos"], ids["eot"], ids["eom"]]
     stops += template_stops(metadata.get("tokenizer.chat_template"), vocabulary)
-    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", rules.add_bos))
+    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", default))
     return token_table(ids["bos"], add_bos, ids["eos"], stops)
 
 
@@ -122,6 +127,10 @@ def token_table(bos: int | None, add_bos: bool, eos: int | None, stops: Iterable
 def template_stops(template: str | None, vocabulary: Mapping[str, int]) -> list[int]:
     """Ids of the known end-of-turn tokens that a chat template writes and the vocabulary has."""
     return [vocabulary[token] for token in END_OF_TURN if template and token in template and token in vocabulary]
+
+
+def _is_sentencepiece(metadata: Mapping[str, Any]) -> bool:
+    return metadata.get("tokenizer.ggml.model") == "llama"
 
 
 def _rules(metadata: Mapping[str, Any]) -> _PreTokenizer:

@@ -94,13 +94,15 @@ def commit(cache: Cache, control: NDArray[np.int64]) -> int:
 
 def pruned_kv_attention(
     q: F32, k: F32, v: F32, cos: F32, sin: F32, positions: NDArray[np.int64], control: NDArray[np.int64],
-    cache: Cache, scale: float,
+    cache: Cache, scale: float, window: int = 0, softcap: float = 0.0,
 ) -> F32:  # fmt: skip
     """PrunedKVAttention: commit the last run's accepted tokens, stage these T, attend; the cache changes in place.
 
     q [T, heads*head_dim], k and v [T, kv_heads*head_dim], cos and sin [T, rotary/2], positions [T] -> y like q.
     Token t sees all committed tokens and the staged ones up to itself: y = softmax(scale * q k^T) v, a group of
     heads/kv_heads query heads sharing a KV head. Keys and values are read back from the cache, so at fp16.
+    window: a token sees only positions above its own less `window` (0: all). softcap: logits become
+    softcap * tanh(logits / softcap) before softmax (0: they stay).
     """
     committed = commit(cache, control)
     budget, steps = int(control[2]), len(q)
@@ -115,8 +117,11 @@ def pruned_kv_attention(
     for t in range(steps):
         seen = np.r_[0:committed, budget : budget + t + 1]
         for head in range(q.shape[1]):
-            keys = cache.key[head // group, seen].astype(np.float32)
-            logits = scale * (keys @ q[t, head])
+            at = cache.position[head // group, seen]
+            near = seen[at > positions[t] - window] if window else seen
+            logits = scale * (cache.key[head // group, near].astype(np.float32) @ q[t, head])
+            if softcap:
+                logits = softcap * np.tanh(logits / softcap)
             weights = np.exp(logits - logits.max())
-            y[t, head] = (weights / weights.sum()) @ cache.value[head // group, seen].astype(np.float32)
+            y[t, head] = (weights / weights.sum()) @ cache.value[head // group, near].astype(np.float32)
     return y.reshape(steps, -1)

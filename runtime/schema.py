@@ -116,6 +116,7 @@ class Parity:
     tokens: int
     logit_error: float
     greedy_agreement: int
+    near_ties: int = 0
 
 
 @dataclass(frozen=True)

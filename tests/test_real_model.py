@@ -12,8 +12,8 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from edgellm.export.architectures import FAMILIES, spell
 from edgellm.export.checkpoint import open_checkpoint
+from edgellm.export.family import families, locate
 from edgellm.export.packed_source import PackedSource, read_placed
 from edgellm.export.verify import parity
 from edgellm.runtime import load
@@ -70,18 +70,18 @@ def test_greedy_texts_are_torchs(real_gguf: Path, as_stored: Path) -> None:
 
 def test_a_hugging_face_folder_gives_the_same_bundle_as_the_gguf(real_gguf: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(real_gguf)
-    arch, names = checkpoint.architecture, FAMILIES["llama"].hf
+    arch, names = checkpoint.architecture, families()["llama"].hf
     folder = tmp_path / "hf"
     folder.mkdir()
     tensors = {}
     for name, shape in arch.tensors():
-        tensors[spell(names, name)] = checkpoint.matrix(name) if shape[1] else checkpoint.vector(name)
+        tensors[locate(names, name, arch).tensor] = checkpoint.matrix(name) if shape[1] else checkpoint.vector(name)
     save_file(tensors, folder / "model.safetensors")
     config = {
         "model_type": "llama", "num_hidden_layers": arch.layers, "hidden_size": arch.hidden,
         "num_attention_heads": arch.heads, "num_key_value_heads": arch.kv_heads, "head_dim": arch.head_dim,
         "intermediate_size": arch.ff, "vocab_size": arch.vocabulary, "max_position_embeddings": arch.context,
-        "rms_norm_eps": arch.norm_eps, "rope_theta": arch.rope_theta, "hidden_act": "silu",
+        "rms_norm_eps": arch.norm_eps, "rope_theta": arch.layers_as[0].rope.theta, "hidden_act": "silu",
         "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))

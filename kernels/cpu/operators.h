@@ -18,6 +18,8 @@ bool quant_gather(const Format& f, const int64_t* ids, int64_t count, const uint
 struct Attention {
   int64_t heads, kv_heads, head_dim;
   float scale;
+  int64_t window;  // a token sees positions above its own - window; 0: all
+  float softcap;   // logits become softcap * tanh(logits / softcap); 0: they stay
 };
 
 // One layer's cache: key and value fp16 [kv_heads, capacity, head_dim], position [kv_heads, capacity].

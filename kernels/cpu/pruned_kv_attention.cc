@@ -1,7 +1,7 @@
 // PrunedKVAttention: commit the last run's accepted tokens, stage these, attend over what is kept.
 //
 //   y[t, h] = sum_s softmax_s( scale * q[t, h] . key[h / group, s] ) value[h / group, s]
-//   s over slots [0, committed) and [budget, budget + t]
+//   s over slots [0, committed) and [budget, budget + t], in a sliding layer those of the last `window` positions
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -43,6 +43,7 @@ void rotate(const float* x, const float* cos, const float* sin, int64_t half, in
 
 const char* problem(const Attention& a, const Control& c, int64_t half, int64_t steps, const KVCache& cache) {
   if (a.kv_heads < 1 || a.heads % a.kv_heads || half < 0 || 2 * half > a.head_dim) return "heads do not fit";
+  if (a.window < 0 || !(a.softcap >= 0)) return "window or softcap below 0";
   if (c.budget < 1 || c.committed < 0 || c.committed > c.budget || c.accepted < 0) return "control out of range";
   if (c.budget + std::max(steps, c.accepted) > cache.capacity) return "more tokens than the staging area holds";
   if (c.policy != kFull && c.policy != kWindow) return "unknown policy";
@@ -81,19 +82,28 @@ const char* pruned_kv_attention(const Attention& a, const Control& control, cons
     const int64_t head = int64_t(task) / blocks, first = int64_t(task) % blocks * kRowBlock;
     const int64_t base = head / group * cache.capacity;
     std::vector<float> rotated(static_cast<size_t>(dim)), weight(size_t(committed + steps));
+    std::vector<int64_t> near;  // the slots that token t sees
+    near.reserve(weight.size());
     for (int64_t t = first; t < std::min(steps, first + kRowBlock); ++t) {
       rotate(q + (t * a.heads + head) * dim, cos + t * half, sin + t * half, half, dim, rotated.data());
       const int64_t seen = committed + t + 1;
-      auto slot = [&](int64_t s) { return (base + (s < committed ? s : budget + s - committed)) * dim; };
+      auto slot = [&](int64_t s) { return s < committed ? s : budget + s - committed; };
       float most = -std::numeric_limits<float>::infinity(), total = 0;
-      for (int64_t s = 0; s < seen; ++s) {
-        weight[size_t(s)] = a.scale * isa.dot_half(rotated.data(), cache.key + slot(s), int(dim));
-        most = std::max(most, weight[size_t(s)]);
+      const int64_t oldest = a.window ? positions[t] - a.window + 1 : std::numeric_limits<int64_t>::min();
+      near.clear();
+      for (int64_t s = 0; s < seen; ++s)
+        if (cache.position[base + slot(s)] >= oldest) near.push_back(base + slot(s));
+      for (size_t i = 0; i < near.size(); ++i) {
+        float logit = a.scale * isa.dot_half(rotated.data(), cache.key + near[i] * dim, int(dim));
+        if (a.softcap > 0) logit = a.softcap * std::tanh(logit / a.softcap);
+        weight[i] = logit;
+        most = std::max(most, logit);
       }
       float* out = y + (t * a.heads + head) * dim;
       std::fill(out, out + dim, 0.0f);
-      for (int64_t s = 0; s < seen; ++s) total += weight[size_t(s)] = std::exp(weight[size_t(s)] - most);
-      for (int64_t s = 0; s < seen; ++s) isa.add_half(weight[size_t(s)] / total, cache.value + slot(s), out, int(dim));
+      for (size_t i = 0; i < near.size(); ++i) total += weight[i] = std::exp(weight[i] - most);
+      for (size_t i = 0; i < near.size(); ++i)
+        isa.add_half(weight[i] / total, cache.value + near[i] * dim, out, int(dim));
     }
   };
   parallel(pool, size_t(a.heads * blocks), attend);

@@ -57,7 +57,8 @@ struct PrunedKVAttention {
   Attention attention;
 
   explicit PrunedKVAttention(const Attributes& a)
-      : attention{a.integer("heads"), a.integer("kv_heads"), a.integer("head_dim"), a.real("scale")} {}
+      : attention{a.integer("heads"), a.integer("kv_heads"), a.integer("head_dim"),
+                  a.real("scale"),    a.integer("window"),   a.real("softcap")} {}
 
   void compute(const Call& call) const {
     const Attention& a = attention;

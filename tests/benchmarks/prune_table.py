@@ -58,11 +58,11 @@ def make(
 ) -> Weights:
     """The weights of one cell: masks layer by layer, statistics re-propagated through what was done before."""
     made = dict(tensors)
-    x = embed(tensors["embedding"], text) if method in ("wanda", "dass") else None
+    x = embed(arch, tensors["embedding"], text) if method in ("wanda", "dass") else None
     source = Weights(made)
     for layer in range(arch.layers):
-        block = load_block(source, layer)
-        stats = statistics(arch, block, x) if x is not None else None
+        block = load_block(arch, source, layer)
+        stats = statistics(arch, layer, block, x) if x is not None else None
         for role in MATRICES:
             pruned = method != "none" and role in prune.SCOPES["mlp"]
             weight = block[role]
@@ -71,7 +71,7 @@ def make(
             block[role] = rounded(weight, bits, *nm) if bits else weight if mask is None else weight * mask
             made[f"layers.{layer}.{role}"] = block[role]
         if x is not None:
-            x = propagate(arch, block, x)
+            x = propagate(arch, layer, block, x)
     if head:
         made["embedding"] = rounded(tensors["embedding"], head)
     return source

@@ -33,10 +33,10 @@ def test_statistics_equal_what_hooks_on_transformers_see(tiny_model: Path, monke
     monkeypatch.setattr(calibrate, "TOKENS_AT_ONCE", 48)  # two sequences at a time, and one left over
     checkpoint = open_checkpoint(tiny_model)
     arch = checkpoint.architecture
-    x = decoder.embed(checkpoint.matrix("embedding"), ids)
-    decoder.propagate(arch, decoder.load_block(checkpoint, 0), x)
+    x = decoder.embed(arch, checkpoint.matrix("embedding"), ids)
+    decoder.propagate(arch, 0, decoder.load_block(arch, checkpoint, 0), x)
     before = x.clone()
-    found = calibrate.statistics(arch, decoder.load_block(checkpoint, 1), x)
+    found = calibrate.statistics(arch, 1, decoder.load_block(arch, checkpoint, 1), x)
     assert torch.equal(x, before)
     assert set(found) == set(sums)
     for role, total in sums.items():

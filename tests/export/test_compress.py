@@ -23,36 +23,38 @@ def config(tiny_model: Path, tmp_path: Path) -> ExportConfig:
 
 def states(config: ExportConfig) -> torch.Tensor:
     ids = torch.randint(0, 320, (4, 24), generator=torch.Generator().manual_seed(0))
-    return embed(open_checkpoint(config.source).matrix("embedding"), ids)
+    checkpoint = open_checkpoint(config.source)
+    return embed(checkpoint.architecture, checkpoint.matrix("embedding"), ids)
 
 
 def compressed_block(config: ExportConfig, layer: int, x: torch.Tensor) -> tuple[Block, torch.Tensor]:
     checkpoint = open_checkpoint(config.source)
     found, moved = compress.compress_layer(config, checkpoint, layer, x)
-    block = load_block(checkpoint, layer)
+    block = load_block(checkpoint.architecture, checkpoint, layer)
     return block | {role: torch.from_numpy(dequantize(q)) for role, q in found.items()}, moved
 
 
 def test_states_move_on_through_the_compressed_weights(config: ExportConfig) -> None:
     arch, checkpoint = open_checkpoint(config.source).architecture, open_checkpoint(config.source)
     block, moved = compressed_block(config, 0, states(config))
-    assert torch.allclose(moved, propagate(arch, block, states(config)), atol=1e-6)
-    dense = propagate(arch, load_block(checkpoint, 0), states(config))
+    assert torch.allclose(moved, propagate(arch, 0, block, states(config)), atol=1e-6)
+    dense = propagate(arch, 0, load_block(arch, checkpoint, 0), states(config))
     assert (moved - dense).norm() > 0.05 * dense.norm()
 
 
 def test_masks_of_a_layer_follow_from_the_pruned_layer_before(config: ExportConfig) -> None:
     checkpoint = open_checkpoint(config.source)
-    arch, dense = checkpoint.architecture, load_block(checkpoint, 1)
+    arch = checkpoint.architecture
+    dense = load_block(arch, checkpoint, 1)
     _, moved = compressed_block(config, 0, states(config))
     block, _ = compressed_block(config, 1, moved.clone())
     for role in ("gate", "up", "down"):
         # From dense weights of this layer, and states that came through the pruned layer 0.
-        stats = statistics(arch, dense, moved)
+        stats = statistics(arch, 1, dense, moved)
         kept = mask("dass", role, dense[role], stats, 2, 4)
         assert (block[role][~kept] == 0).all(), role
-        one_shot = propagate(arch, load_block(checkpoint, 0), states(config))
-        other = mask("dass", role, dense[role], statistics(arch, dense, one_shot), 2, 4)
+        one_shot = propagate(arch, 0, load_block(arch, checkpoint, 0), states(config))
+        other = mask("dass", role, dense[role], statistics(arch, 1, dense, one_shot), 2, 4)
         assert (kept != other).any(), role
 
 

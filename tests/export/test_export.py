@@ -148,8 +148,11 @@ def test_parity_fails_on_a_large_error_or_nan(error: float) -> None:
 
 def test_parity_fails_on_few_equal_texts() -> None:
     verify.Parity(20, 16, 1e-3, 18).check()
+    verify.Parity(20, 16, 1e-3, 15, near_ties=3).check()
     with pytest.raises(EdgellmError, match="17 of 20"):
         verify.Parity(20, 16, 1e-3, 17).check()
+    with pytest.raises(EdgellmError, match="2 part at a tie"):
+        verify.Parity(20, 16, 1e-3, 15, near_ties=2).check()
 
 
 def test_an_existing_folder_is_kept_unless_forced(tiny_model: Path, tmp_path: Path) -> None:

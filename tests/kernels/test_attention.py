@@ -36,6 +36,8 @@ class Layer:
     staging: int
     rng: np.random.Generator
     rotary: int = 0
+    window: int = 0
+    softcap: float = 0.0
     seen: list[tuple[int, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -57,9 +59,10 @@ class Layer:
         before = [self.cache.key.copy(), self.cache.value.copy(), self.cache.position.copy()]
         got = run(
             "PrunedKVAttention", [*inputs, control, *before], ["float32", "float16", "float16", "int32"],
-            heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, scale=scale,
+            heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, scale=scale, window=self.window,
+            softcap=self.softcap,
         )  # fmt: skip
-        expected = reference.pruned_kv_attention(*inputs, control, self.cache, scale)
+        expected = reference.pruned_kv_attention(*inputs, control, self.cache, scale, self.window, self.softcap)
         np.testing.assert_allclose(got[1].astype(np.float32), self.cache.key.astype(np.float32), atol=2e-3)
         np.testing.assert_array_equal(got[2], self.cache.value)
         np.testing.assert_array_equal(got[3], self.cache.position)
@@ -70,16 +73,16 @@ class Layer:
 @given(
     kv_heads=st.integers(1, 3), ratio=st.integers(1, 4), half=st.one_of(st.integers(1, 40), st.just(128)),
     budget=st.integers(5, 40), sinks=st.integers(0, 4), policy=st.sampled_from([FULL, WINDOW]),
-    chunks=st.lists(st.integers(1, 12), min_size=1, max_size=5), partial=st.booleans(), seed=st.integers(0, 2**32 - 1),
+    chunks=st.lists(st.integers(1, 12), min_size=1, max_size=5), partial=st.booleans(), near=st.sampled_from([0, 1, 7]), softcap=st.sampled_from([0.0, 2.0]), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_against_the_reference(
     isa: str, kv_heads: int, ratio: int, half: int, budget: int, sinks: int, policy: int, chunks: list[int],
-    partial: bool, seed: int,
+    partial: bool, near: int, softcap: float, seed: int,
 ) -> None:  # fmt: skip
     head_dim = 2 * half  # up to five vector widths, and a long one
     rng = np.random.default_rng(seed)
     rotary = head_dim if head_dim < 4 or rng.random() < 0.5 else head_dim // 2
-    layer = Layer(kv_heads * ratio, kv_heads, head_dim, budget, 12, rng, rotary)
+    layer = Layer(kv_heads * ratio, kv_heads, head_dim, budget, 12, rng, rotary, near, softcap)
     committed, accepted, position = 0, 0, 0
     for steps in chunks:
         if policy == FULL and committed + accepted > budget:
