@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import takewhile
 from typing import Literal
 
 import numpy as np
@@ -23,7 +24,8 @@ Progress = Callable[[int, int], None]  # (tokens done, tokens in all)
 class Session:
     """One sequence over a backend. Not for concurrent use: a step changes the cache in place.
 
-    tokens: ids [n] fed so far. staging: the most tokens of one run. chat: the template, or None.
+    tokens: ids [n] fed so far; reused_tokens: how many of them the last `extend` found in the cache.
+    staging: the most tokens of one run. chat: the template, or None.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Session:
         self.policy = policy
         self.chat = chat
         self.tokens: list[int] = []
+        self.reused_tokens = 0
         self.generation: Generation | None = None  # the one that may decode
         self._backend = backend
         self._cursor = Cursor(policy)
@@ -80,6 +83,7 @@ class Session:
     def reset(self) -> None:
         """Forget the sequence."""
         self.tokens = []
+        self.reused_tokens = 0
         self.generation = None
         self._cursor.reset()
 
@@ -120,12 +124,18 @@ class Session:
         return self.prefill(ids, "all")
 
     def extend(self, ids: Sequence[int], keep: bool = False, progress: Progress | None = None) -> NDArray[np.float32]:
-        """Logits [V] after ids [T]. With `keep`, the cache is used as far as it holds exactly the beginning of ids."""
-        known = len(self.tokens)
-        if not (keep and known < len(ids) and list(ids[:known]) == self.tokens):
-            known = 0
-            self.reset()
-        return self.prefill(ids[known:], "last", progress)
+        """Logits [V] after ids [T]. With `keep`, what the cache holds of the beginning of ids is not run again.
+
+        A cache with other tokens after the common beginning is cut back to it; one that evicted tokens may have to
+        start over (Cursor.cut_back). The last id always runs: its logits are wanted. Raises as `prefill` does, and
+        leaves the sequence as it was then.
+        """
+        self._check(ids, 0)
+        self.generation = None  # one under way would go on from another sequence
+        common = shared(self.tokens, ids[:-1]) if keep else 0
+        self.reused_tokens = self._cursor.cut_back(common)
+        del self.tokens[self.reused_tokens :]
+        return self.prefill(ids[self.reused_tokens :], "last", progress)
 
     def stream(
         self,
@@ -197,3 +207,8 @@ class Session:
         self._cursor.advance(len(ids))
         self.tokens.extend(ids.tolist())
         return logits
+
+
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """The length of the longest common beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

@@ -76,15 +76,16 @@ def command(
                     raise
                 note(str(error))
     if as_json:
-        turns = [{"prompt_tokens": r.prompt_tokens, "new_tokens": r.new_tokens, "stop_reason": r.stop_reason,
-                  "prefill_s": r.prefill_s, "decode_s": r.decode_s} for r in results]  # fmt: skip
+        names = ("prompt_tokens", "new_tokens", "stop_reason", "prefill_s", "decode_s", "reused_tokens")
+        turns = [{name: getattr(result, name) for name in names} for result in results]
         print_json({"messages": talk.messages, "turns": turns, "kv_bytes": session.kv_bytes})
 
 
 class Conversation:
     """Messages and the cache that holds their beginning.
 
-    A turn renders all messages again; as far as the ids begin with the cached ones, only the rest is prefilled.
+    A turn renders all messages again; what the cache holds of their beginning is not prefilled again (Session.extend),
+    even where the end differs: templates trim answers, and tokens of a text cut short may be others than were drawn.
     """
 
     def __init__(self, session: Session, system: str | None, options: Sampling, max_new_tokens: int) -> None:
@@ -96,8 +97,7 @@ class Conversation:
         self.reset()
 
     def reset(self) -> None:
-        """Back to the system message."""
-        self._session.reset()
+        """Back to the system message, which stays in the cache."""
         self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
 
     def answer(self, text: str, shown: bool = True) -> Result:

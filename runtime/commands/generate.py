@@ -87,12 +87,14 @@ def facts(result: Result, load_s: float) -> dict[str, Any]:
         "peak_rss_bytes": peak_rss_bytes(),
         "kv_bytes": result.kv_bytes,
         "stop_reason": result.stop_reason,
+        "reused_tokens": result.reused_tokens,
     }
 
 
 def summary(result: Result) -> str:
     """One line for people."""
-    prompt = f"{result.prompt_tokens} prompt tokens in {result.prefill_s:.2f} s"
+    reused = f" ({result.reused_tokens} from the cache)" if result.reused_tokens else ""
+    prompt = f"{result.prompt_tokens} prompt tokens{reused} in {result.prefill_s:.2f} s"
     speed = f"{result.new_tokens} new at {result.decode_tokens_per_s:.1f} tokens/s"
     return f"[{prompt}, {speed}, stopped: {result.stop_reason}]"
 

@@ -117,7 +117,7 @@ def test_generate_json(fake: Fake) -> None:
     result = run("generate", "b", "-p", "?", "-n", "3", "--json")
     facts = json.loads(result.stdout)
     times = ["load_s", "prefill_s", "decode_s", "decode_tokens_per_s"]
-    rest = ["peak_rss_bytes", "kv_bytes", "stop_reason"]
+    rest = ["peak_rss_bytes", "kv_bytes", "stop_reason", "reused_tokens"]
     assert list(facts) == ["text", "prompt_tokens", "new_tokens", *times, *rest]
     assert (facts["text"], facts["prompt_tokens"], facts["new_tokens"]) == ("Par", 1, 3)
     assert facts["stop_reason"] == "length"
@@ -195,7 +195,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_chat_keeps_the_cache_between_turns(fake: Fake) -> None:
     model = {**DATA["model"], "context": 512}
-    _, backend = fake("yes", template=CHATML, model=model)
+    session, backend = fake("yes", template=CHATML, model=model)
     result = run("chat", "b", "--system", "S", stdin="one\n\ntwo\n")
     assert result.stdout == "yes\nyes\n"
     fed = [token for ids, _, _, _ in backend.runs for token in ids]
@@ -205,11 +205,22 @@ def test_chat_keeps_the_cache_between_turns(fake: Fake) -> None:
         "<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\nyes"
     )
     backend.runs.clear()
+    session.reset()
     result = run("chat", "b", "--json", stdin="one\n/reset\ntwo\n/exit\nthree\n")
     facts = json.loads(result.stdout)
     assert facts["messages"] == [{"role": "user", "content": "two"}, {"role": "assistant", "content": "yes"}]
-    assert len(facts["turns"]) == 2
-    assert sum(positions[0] == 0 for _, positions, _, _ in backend.runs) == 2
+    start = len(byte_tokenizer().encode("<|im_start|>user\n").ids)
+    assert [turn["reused_tokens"] for turn in facts["turns"]] == [0, start]  # /reset keeps what is the same
+    assert sum(positions[0] == 0 for _, positions, _, _ in backend.runs) == 1
+
+
+def test_chat_reuses_what_a_template_leaves_of_an_answer(fake: Fake) -> None:
+    """This one trims answers, as many do, so the second prompt leaves the cached ids inside the answer."""
+    trims = CHATML.replace("message['content']", "message['content'] | trim")
+    session, backend = fake("yes  ", template=trims, model={**DATA["model"], "context": 512})
+    first, second = json.loads(run("chat", "b", "--json", stdin="one\ntwo\n").stdout)["turns"]
+    assert second["reused_tokens"] == first["prompt_tokens"] + len("yes")
+    assert [token for _, token in backend.seen] == session.tokens
 
 
 def test_chat_needs_a_template_and_room(fake: Fake) -> None:
