@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgellm.runtime.backend import Backend
-from edgellm.runtime.cache import Cursor, KVPolicy
+from edgellm.runtime.cache import CacheLayout, Cursor, KVPolicy
 from edgellm.runtime.chat import Chat, Message
 from edgellm.runtime.errors import ContextError, UsageError
 from edgellm.runtime.generation import Generation, Result
@@ -136,6 +137,41 @@ class Session:
         self.reused_tokens = self._cursor.cut_back(common)
         del self.tokens[self.reused_tokens :]
         return self.prefill(ids[self.reused_tokens :], "last", progress)
+
+    def save_cache(self, path: str | Path) -> None:
+        """Write the sequence and its cache to a safetensors file: the slots in use, so far less than kv_bytes.
+
+        Takes that much memory again while it writes. Raises UsageError for an empty sequence, EdgellmError where the
+        file cannot be written.
+        """
+        from edgellm.runtime.prompt_cache import Facts, write_prompt_cache  # late: few sessions need safetensors
+
+        if not self.tokens:
+            raise UsageError("there is no sequence to save: nothing was prefilled")
+        policy, cursor = self.policy, self._cursor
+        facts = Facts(
+            self.manifest.weights_sha256, policy.name, policy.budget, policy.sinks, cursor.committed, cursor.staged
+        )
+        write_prompt_cache(Path(path), facts, self.tokens, self._backend.read_slots(cursor.slots()))
+
+    def restore_cache(self, path: str | Path) -> int:
+        """Replace the sequence by that of a file from `save_cache`; returns its tokens. Then `keep` makes use of it.
+
+        Raises PromptCacheError, with the sequence left as it was, for a file that is damaged, or of another model or
+        KV policy.
+        """
+        from edgellm.runtime.prompt_cache import PromptCache
+
+        model = self.manifest.model
+        layout = CacheLayout(self.policy, self._staging, model.layers, model.kv_heads, model.head_dim)
+        file = PromptCache(Path(path), self.manifest.weights_sha256, layout)
+        self.reset()
+        cursor = Cursor(self.policy)
+        cursor.refill(len(file.tokens), file.held)
+        for name, _, _ in layout.buffers():
+            self._backend.write_slots(name, cursor.slots(), file.slots(name))
+        self._cursor, self.tokens = cursor, file.tokens
+        return len(self.tokens)
 
     def stream(
         self,

@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 from edgellm.runtime import load
-from edgellm.runtime.commands.generate import summary
+from edgellm.runtime.commands.generate import note_unused, summary
 from edgellm.runtime.commands.options import (
     bundle_argument,
     json_option,
+    prompt_cache_option,
     sampling,
     sampling_options,
     session_options,
@@ -29,6 +30,7 @@ from edgellm.runtime.session import Session
 @bundle_argument
 @click.option("--system", help="A system message.")
 @click.option("-n", "--max-new-tokens", type=int, default=512, show_default=True, help="The most tokens an answer.")
+@prompt_cache_option
 @sampling_options
 @session_options
 @json_option
@@ -36,6 +38,7 @@ def command(
     bundle: Path,
     system: str | None,
     max_new_tokens: int,
+    prompt_cache: Path | None,
     kv: str | None,
     threads: int | None,
     verify: bool,
@@ -52,6 +55,8 @@ def command(
     session = load(bundle, kv=kv, threads=threads, verify=verify)
     if session.chat is None:
         raise UsageError("this bundle has no chat template", "Use edgellm generate: it continues plain text.")
+    if prompt_cache is not None:
+        session.restore_cache(prompt_cache)
     talk = Conversation(session, system, options, max_new_tokens)
     terminal = sys.stdin.isatty()
     if terminal:
@@ -67,6 +72,8 @@ def command(
         elif text:
             try:
                 results.append(talk.answer(text, shown=not as_json))
+                if prompt_cache is not None and len(results) == 1:
+                    note_unused(prompt_cache, results[0])
             except ContextError as error:
                 if not terminal:
                     raise
