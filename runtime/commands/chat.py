@@ -24,6 +24,7 @@ from edgellm.runtime.errors import ContextError, EdgellmError, UsageError
 from edgellm.runtime.generation import Result
 from edgellm.runtime.sampling import Sampling
 from edgellm.runtime.session import Session
+from edgellm.runtime.transcript import Transcript
 
 
 @click.command("chat")
@@ -92,7 +93,7 @@ class Conversation:
     """Messages and the cache that holds their beginning.
 
     A turn renders all messages again; what the cache holds of their beginning is not prefilled again (Session.extend),
-    even where the end differs: templates trim answers, and tokens of a text cut short may be others than were drawn.
+    even where the end differs, as templates trim answers.
     """
 
     def __init__(self, session: Session, system: str | None, options: Sampling, max_new_tokens: int) -> None:
@@ -100,6 +101,7 @@ class Conversation:
         self._system = system
         self._options = options
         self._most = max_new_tokens
+        self._transcript = Transcript(session)
         self.messages: list[dict[str, str]] = []
         self.reset()
 
@@ -110,7 +112,8 @@ class Conversation:
     def answer(self, text: str, shown: bool = True) -> Result:
         """Ask, write the answer to stdout as it comes, and keep both. An error leaves the conversation as it was."""
         messages = [*self.messages, {"role": "user", "content": text}]
-        generation = self._session.stream(self._session.encode_chat(messages), self._most, self._options, keep=True)
+        ids = self._transcript.encode(messages)
+        generation = self._session.stream(ids, self._most, self._options, keep=True)
         try:
             for piece in generation:
                 if shown:
@@ -119,6 +122,7 @@ class Conversation:
             note(" [stopped]")
         result = generation.result
         self.messages = [*messages, {"role": "assistant", "content": result.text}]
+        self._transcript.add(result)
         if shown:
             write("\n")
             note(summary(result))
