@@ -50,7 +50,7 @@ wheel: ## one wheel for every Python on this platform, the native library inside
 # A board needs less than pip brings: tokenizers' downloader is never called, and onnxruntime's wheel holds the library
 # twice (Python loads its own copy) beside tools for exporting. What is left runs all verbs but export.
 DEVICE ?= build/device
-NEEDED := onnxruntime numpy tokenizers jinja2 markupsafe click rich pygments markdown-it-py mdurl flatbuffers protobuf packaging
+NEEDED := onnxruntime numpy tokenizers safetensors jinja2 markupsafe click rich pygments markdown-it-py mdurl flatbuffers protobuf packaging
 SPARE  := libonnxruntime.so.* ../quantization ../tools ../transformers ../datasets ../backend
 device: wheel ## the runtime and what it needs as one folder to copy to a board (under 120 MB)
 	rm -rf $(DEVICE)

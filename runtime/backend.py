@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,4 +27,12 @@ class Backend(Protocol):
 
         control [5] is edgellm.runtime.cache.Cursor.control(); T is at most the staging size. Raises BundleError.
         """
+        ...
+
+    def read_slots(self, slots: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Copies of every cache buffer at slots [S], by CacheLayout's names: [kv_heads, S, …]."""
+        ...
+
+    def write_slots(self, name: str, slots: NDArray[np.int64], values: NDArray[Any]) -> None:
+        """Overwrite one cache buffer at slots [S] with values [kv_heads, S, …]."""
         ...

@@ -94,22 +94,56 @@ class CacheLayout:
 
 @dataclass
 class Cursor:
-    """How far the cache is filled: `committed` slots, and `staged` tokens of the last run still to be committed."""
+    """How far the cache is filled: `committed` slots, and `staged` tokens of the last run still to be committed.
+
+    fed counts the sequence's tokens; fed - committed - staged of them are evicted.
+    """
 
     policy: KVPolicy
     committed: int = 0
     staged: int = 0
+    fed: int = 0
 
     def control(self) -> NDArray[np.int64]:
         """The graph's control input, int64 [5]: committed, accepted, budget, sinks, policy."""
         policy = self.policy
         return np.array([self.committed, self.staged, policy.budget, policy.sinks, policy.number], np.int64)
 
+    def slots(self) -> NDArray[np.int64]:
+        """The slots that hold tokens, [committed + staged]; in the sequence's order where nothing was evicted."""
+        budget = self.policy.budget
+        staged = np.arange(budget, budget + self.staged, dtype=np.int64)
+        return np.concatenate([np.arange(self.committed, dtype=np.int64), staged])
+
     def advance(self, tokens: int) -> None:
         """Note a run of `tokens`: what was staged is committed now, and the run's own tokens are staged."""
         self.committed = min(self.policy.budget, self.committed + self.staged)
         self.staged = tokens
+        self.fed += tokens
+
+    def cut_back(self, tokens: int) -> int:
+        """Forget all but the first `tokens` of the sequence; returns how many stay: as many, or none.
+
+        Staged tokens are dropped by accepting fewer. Committed ones lie in the sequence's order until the first
+        eviction, so before it the cursor moves back; after it, what an earlier cache held is gone: none stay.
+        """
+        older = self.fed - self.staged  # committed, or evicted since
+        if not 0 <= tokens < self.fed:
+            return self.fed
+        if tokens < older and self.committed < older:
+            self.reset()
+        elif tokens < older:
+            self.committed, self.staged, self.fed = tokens, 0, tokens
+        else:
+            self.staged, self.fed = tokens - older, tokens
+        return self.fed
+
+    def refill(self, tokens: int, held: int) -> None:
+        """Take over a sequence of `tokens` of which `held` have slots; they belong, in order, into `slots()` then."""
+        self.committed = min(held, self.policy.budget)
+        self.staged = held - self.committed
+        self.fed = tokens
 
     def reset(self) -> None:
         """Forget every token; the buffers keep their bytes, which nothing reads any more."""
-        self.committed = self.staged = 0
+        self.committed = self.staged = self.fed = 0

@@ -15,11 +15,12 @@ VERBS = {
     "export": ("edgellm.export.command:command", "Turn a checkpoint (Hugging Face folder, GGUF) into a bundle."),
     "generate": ("edgellm.runtime.commands.generate:command", "Continue a prompt."),
     "chat": ("edgellm.runtime.commands.chat:command", "Talk with the model."),
+    "cache-prompt": ("edgellm.runtime.commands.cache_prompt:command", "Save a prompt's KV cache to a file."),
     "eval": ("edgellm.runtime.commands.eval:command", "Perplexity and bits per byte of a text."),
     "inspect": ("edgellm.runtime.commands.inspect:command", "What a bundle holds, and its sizes."),
     "doctor": ("edgellm.runtime.commands.doctor:command", "Check this machine and installation."),
 }
-EXPORT_EXTRA = {"torch", "safetensors", "gguf", "onnx", "transformers", "accelerate"}
+EXPORT_EXTRA = {"torch", "gguf", "onnx", "transformers", "accelerate"}
 
 
 class Verbs(click.Group):

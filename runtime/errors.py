@@ -33,3 +33,7 @@ class CheckpointError(EdgellmError):
 
 class ContextError(EdgellmError):
     """A prompt, or a continuation, beyond what the model or its cache can hold."""
+
+
+class PromptCacheError(EdgellmError):
+    """A prompt cache file that is damaged, or of another model or KV policy."""

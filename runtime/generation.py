@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Result:
     """A finished continuation. Times in seconds; the first token is part of prefill_s. Stop tokens are not in ids.
 
+    reused_tokens: how many of prompt_tokens the cache already held; the others were prefilled.
     stop_reason: "stop token", "length" (max_new_tokens) or "context" (prompt and continuation fill the context).
     """
 
@@ -31,6 +32,7 @@ class Result:
     decode_steps: int
     stop_reason: str
     kv_bytes: int
+    reused_tokens: int = 0
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -61,7 +63,7 @@ class Generation(Iterator[str]):
         self._ids: list[int] = []
         self._text = ""
         self._prefill_s = self._decode_s = 0.0
-        self._steps = 0
+        self._steps = self._reused = 0
         self._stop_reason = ""
         self._pieces = self._run()
 
@@ -81,12 +83,14 @@ class Generation(Iterator[str]):
             decode_steps=self._steps,
             stop_reason=self._stop_reason,
             kv_bytes=self._session.kv_bytes,
+            reused_tokens=self._reused,
         )
 
     def _run(self) -> Iterator[str]:
         session, text = self._session, Detokenizer(self._session.decode)
         begin = perf_counter()
         logits = session.extend(self._prompt, self._keep, self._progress)
+        self._reused = session.reused_tokens
         session.generation = self
         while not self._full():
             if self._ids:

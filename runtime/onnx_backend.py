@@ -61,6 +61,14 @@ class OnnxBackend:
             raise BundleError(f"{GRAPH} failed to run: {_first_line(error)}", f"See edgellm doctor. {AGAIN}") from error
         return logits
 
+    def read_slots(self, slots: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """See Backend.read_slots."""
+        return {name: np.take(buffer, slots, axis=1) for name, buffer in self._buffers.items()}
+
+    def write_slots(self, name: str, slots: NDArray[np.int64], values: NDArray[Any]) -> None:
+        """See Backend.write_slots."""
+        self._buffers[name][:, slots] = values
+
     def _open(self, folder: Path, threads: int) -> Any:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = threads

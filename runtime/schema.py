@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from edgellm.runtime.bundle_files import CHAT_TEMPLATE, NAME, FileFacts
+from edgellm.runtime.bundle_files import CHAT_TEMPLATE, GRAPH, NAME, WEIGHTS, FileFacts
 
 
 @dataclass(frozen=True)
@@ -158,3 +159,9 @@ class Manifest:
     def has_chat_template(self) -> bool:
         """Whether the bundle renders conversations."""
         return CHAT_TEMPLATE in self.files
+
+    @property
+    def weights_sha256(self) -> str:
+        """One hash (hex) for graph and weights together, from those of the two files: what a KV cache depends on."""
+        named = "".join(f"{name} {self.files[name].sha256}\n" for name in (GRAPH, WEIGHTS))
+        return hashlib.sha256(named.encode()).hexdigest()

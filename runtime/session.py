@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgellm.runtime.backend import Backend
-from edgellm.runtime.cache import Cursor, KVPolicy
+from edgellm.runtime.cache import CacheLayout, Cursor, KVPolicy
 from edgellm.runtime.chat import Chat, Message
 from edgellm.runtime.errors import ContextError, UsageError
 from edgellm.runtime.generation import Generation, Result
@@ -23,7 +25,8 @@ Progress = Callable[[int, int], None]  # (tokens done, tokens in all)
 class Session:
     """One sequence over a backend. Not for concurrent use: a step changes the cache in place.
 
-    tokens: ids [n] fed so far. staging: the most tokens of one run. chat: the template, or None.
+    tokens: ids [n] fed so far; reused_tokens: how many of them the last `extend` found in the cache.
+    staging: the most tokens of one run. chat: the template, or None.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Session:
         self.policy = policy
         self.chat = chat
         self.tokens: list[int] = []
+        self.reused_tokens = 0
         self.generation: Generation | None = None  # the one that may decode
         self._backend = backend
         self._cursor = Cursor(policy)
@@ -80,6 +84,7 @@ class Session:
     def reset(self) -> None:
         """Forget the sequence."""
         self.tokens = []
+        self.reused_tokens = 0
         self.generation = None
         self._cursor.reset()
 
@@ -120,12 +125,53 @@ class Session:
         return self.prefill(ids, "all")
 
     def extend(self, ids: Sequence[int], keep: bool = False, progress: Progress | None = None) -> NDArray[np.float32]:
-        """Logits [V] after ids [T]. With `keep`, the cache is used as far as it holds exactly the beginning of ids."""
-        known = len(self.tokens)
-        if not (keep and known < len(ids) and list(ids[:known]) == self.tokens):
-            known = 0
-            self.reset()
-        return self.prefill(ids[known:], "last", progress)
+        """Logits [V] after ids [T]. With `keep`, what the cache holds of the beginning of ids is not run again.
+
+        A cache with other tokens after the common beginning is cut back to it; one that evicted tokens may have to
+        start over (Cursor.cut_back). The last id always runs: its logits are wanted. Raises as `prefill` does, and
+        leaves the sequence as it was then.
+        """
+        self._check(ids, 0)
+        self.generation = None  # one under way would go on from another sequence
+        common = shared(self.tokens, ids[:-1]) if keep else 0
+        self.reused_tokens = self._cursor.cut_back(common)
+        del self.tokens[self.reused_tokens :]
+        return self.prefill(ids[self.reused_tokens :], "last", progress)
+
+    def save_cache(self, path: str | Path) -> None:
+        """Write the sequence and its cache to a safetensors file: the slots in use, so far less than kv_bytes.
+
+        Takes that much memory again while it writes. Raises UsageError for an empty sequence, EdgellmError where the
+        file cannot be written.
+        """
+        from edgellm.runtime.prompt_cache import Facts, write_prompt_cache  # late: few sessions need safetensors
+
+        if not self.tokens:
+            raise UsageError("there is no sequence to save: nothing was prefilled")
+        policy, cursor = self.policy, self._cursor
+        facts = Facts(
+            self.manifest.weights_sha256, policy.name, policy.budget, policy.sinks, cursor.committed, cursor.staged
+        )
+        write_prompt_cache(Path(path), facts, self.tokens, self._backend.read_slots(cursor.slots()))
+
+    def restore_cache(self, path: str | Path) -> int:
+        """Replace the sequence by that of a file from `save_cache`; returns its tokens. Then `keep` makes use of it.
+
+        Raises PromptCacheError, with the sequence left as it was, for a file that is damaged, or of another model or
+        KV policy.
+        """
+        from edgellm.runtime.prompt_cache import PromptCache
+
+        model = self.manifest.model
+        layout = CacheLayout(self.policy, self._staging, model.layers, model.kv_heads, model.head_dim)
+        file = PromptCache(Path(path), self.manifest.weights_sha256, layout)
+        self.reset()
+        cursor = Cursor(self.policy)
+        cursor.refill(len(file.tokens), file.held)
+        for name, _, _ in layout.buffers():
+            self._backend.write_slots(name, cursor.slots(), file.slots(name))
+        self._cursor, self.tokens = cursor, file.tokens
+        return len(self.tokens)
 
     def stream(
         self,
@@ -197,3 +243,8 @@ class Session:
         self._cursor.advance(len(ids))
         self.tokens.extend(ids.tolist())
         return logits
+
+
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """The length of the longest common beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

@@ -47,7 +47,7 @@ def test_it_weighs_under_120_mb(device_python: Path) -> None:
     assert 50e6 < total < LARGEST_MB * 1e6
 
 
-@pytest.mark.parametrize("module", ["torch", "transformers", "onnx", "safetensors", "gguf"])
+@pytest.mark.parametrize("module", ["torch", "transformers", "onnx", "gguf"])
 def test_exports_packages_are_not_there(device_python: Path, module: str) -> None:
     code = f"import importlib.util; print(importlib.util.find_spec({module!r}))"
     assert run(device_python, code).strip() == "None"

@@ -101,3 +101,20 @@ def test_long_prompts_and_windows(as_stored: Path) -> None:
     assert window.kv_bytes < full.kv_bytes / 10
     np.testing.assert_array_equal(window.prefill(ids[:256]), full.prefill(ids[:256]))
     assert np.isfinite(window.prefill(ids[256:])).all()
+
+
+def test_the_second_turn_and_a_restored_cache_prefill_only_what_is_new(as_stored: Path, tmp_path: Path) -> None:
+    session, other = load(as_stored), load(as_stored)
+    messages = [{"role": "system", "content": "Answer in one sentence."}]
+    messages.append({"role": "user", "content": "What is the capital of France?"})
+    first = session.generate(session.encode_chat(messages), 32, keep=True)
+    assert first.stop_reason == "stop token"
+    session.save_cache(tmp_path / "cache")
+    messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "And of Italy?"}]
+    ids = session.encode_chat(messages)
+    expected = other.prefill(ids)
+    assert other.restore_cache(tmp_path / "cache") == len(session.tokens)
+    for each in (session, other):
+        got = each.extend(ids, keep=True)
+        assert each.reused_tokens == first.prompt_tokens + first.new_tokens  # the whole first turn, answer and all
+        assert np.linalg.norm(got - expected) < 1e-5 * np.linalg.norm(expected)

@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 from edgellm.runtime import load
-from edgellm.runtime.commands.generate import summary
+from edgellm.runtime.commands.generate import note_unused, summary
 from edgellm.runtime.commands.options import (
     bundle_argument,
     json_option,
+    prompt_cache_option,
     sampling,
     sampling_options,
     session_options,
@@ -23,12 +24,14 @@ from edgellm.runtime.errors import ContextError, EdgellmError, UsageError
 from edgellm.runtime.generation import Result
 from edgellm.runtime.sampling import Sampling
 from edgellm.runtime.session import Session
+from edgellm.runtime.transcript import Transcript
 
 
 @click.command("chat")
 @bundle_argument
 @click.option("--system", help="A system message.")
 @click.option("-n", "--max-new-tokens", type=int, default=512, show_default=True, help="The most tokens an answer.")
+@prompt_cache_option
 @sampling_options
 @session_options
 @json_option
@@ -36,6 +39,7 @@ def command(
     bundle: Path,
     system: str | None,
     max_new_tokens: int,
+    prompt_cache: Path | None,
     kv: str | None,
     threads: int | None,
     verify: bool,
@@ -52,6 +56,8 @@ def command(
     session = load(bundle, kv=kv, threads=threads, verify=verify)
     if session.chat is None:
         raise UsageError("this bundle has no chat template", "Use edgellm generate: it continues plain text.")
+    if prompt_cache is not None:
+        session.restore_cache(prompt_cache)
     talk = Conversation(session, system, options, max_new_tokens)
     terminal = sys.stdin.isatty()
     if terminal:
@@ -67,6 +73,8 @@ def command(
         elif text:
             try:
                 results.append(talk.answer(text, shown=not as_json))
+                if prompt_cache is not None and len(results) == 1:
+                    note_unused(prompt_cache, results[0])
             except ContextError as error:
                 if not terminal:
                     raise
@@ -76,15 +84,16 @@ def command(
                     raise
                 note(str(error))
     if as_json:
-        turns = [{"prompt_tokens": r.prompt_tokens, "new_tokens": r.new_tokens, "stop_reason": r.stop_reason,
-                  "prefill_s": r.prefill_s, "decode_s": r.decode_s} for r in results]  # fmt: skip
+        names = ("prompt_tokens", "new_tokens", "stop_reason", "prefill_s", "decode_s", "reused_tokens")
+        turns = [{name: getattr(result, name) for name in names} for result in results]
         print_json({"messages": talk.messages, "turns": turns, "kv_bytes": session.kv_bytes})
 
 
 class Conversation:
     """Messages and the cache that holds their beginning.
 
-    A turn renders all messages again; as far as the ids begin with the cached ones, only the rest is prefilled.
+    A turn renders all messages again; what the cache holds of their beginning is not prefilled again (Session.extend),
+    even where the end differs, as templates trim answers.
     """
 
     def __init__(self, session: Session, system: str | None, options: Sampling, max_new_tokens: int) -> None:
@@ -92,18 +101,19 @@ class Conversation:
         self._system = system
         self._options = options
         self._most = max_new_tokens
+        self._transcript = Transcript(session)
         self.messages: list[dict[str, str]] = []
         self.reset()
 
     def reset(self) -> None:
-        """Back to the system message."""
-        self._session.reset()
+        """Back to the system message, which stays in the cache."""
         self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
 
     def answer(self, text: str, shown: bool = True) -> Result:
         """Ask, write the answer to stdout as it comes, and keep both. An error leaves the conversation as it was."""
         messages = [*self.messages, {"role": "user", "content": text}]
-        generation = self._session.stream(self._session.encode_chat(messages), self._most, self._options, keep=True)
+        ids = self._transcript.encode(messages)
+        generation = self._session.stream(ids, self._most, self._options, keep=True)
         try:
             for piece in generation:
                 if shown:
@@ -112,6 +122,7 @@ class Conversation:
             note(" [stopped]")
         result = generation.result
         self.messages = [*messages, {"role": "assistant", "content": result.text}]
+        self._transcript.add(result)
         if shown:
             write("\n")
             note(summary(result))

@@ -102,7 +102,7 @@ def _cores() -> tuple[str, str]:
 
 
 def _export() -> tuple[str, str]:
-    missing = [name for name in ("torch", "onnx", "gguf", "safetensors") if find_spec(name) is None]
+    missing = [name for name in ("torch", "onnx", "gguf") if find_spec(name) is None]
     lacking = f"not here ({', '.join(missing)} missing; only exporting needs it: pip install edgellm[export])"
     return "ok", lacking if missing else "available"
 

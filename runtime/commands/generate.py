@@ -15,6 +15,7 @@ from edgellm.runtime import load
 from edgellm.runtime.commands.options import (
     bundle_argument,
     json_option,
+    prompt_cache_option,
     sampling,
     sampling_options,
     session_options,
@@ -30,6 +31,7 @@ from edgellm.runtime.generation import Result
 @click.option("-n", "--max-new-tokens", type=int, default=256, show_default=True, help="The most tokens to add.")
 @click.option("--chat", is_flag=True, help="Ask the prompt as a question, in the model's chat template.")
 @click.option("--system", help="A system message before it (with --chat).")
+@prompt_cache_option
 @sampling_options
 @session_options
 @json_option
@@ -39,6 +41,7 @@ def command(
     max_new_tokens: int,
     chat: bool,
     system: str | None,
+    prompt_cache: Path | None,
     kv: str | None,
     threads: int | None,
     verify: bool,
@@ -57,12 +60,16 @@ def command(
     text = read_stdin() if prompt == "-" else prompt
     begin = perf_counter()
     session = load(bundle, kv=kv, threads=threads, verify=verify)
+    if prompt_cache is not None:
+        session.restore_cache(prompt_cache)
     load_s = perf_counter() - begin
     messages = [{"role": "system", "content": system}] if system is not None else []
     ids = session.encode_chat([*messages, {"role": "user", "content": text}]) if chat else session.encode(text)
     with progress_bar("reading the prompt") as progress:
-        generation = session.stream(ids, max_new_tokens, options, progress=progress)
+        generation = session.stream(ids, max_new_tokens, options, keep=prompt_cache is not None, progress=progress)
         first = next(generation, "")
+    if prompt_cache is not None:
+        note_unused(prompt_cache, generation.result)
     for piece in chain([first], generation):
         if not as_json:
             write(piece)
@@ -87,14 +94,22 @@ def facts(result: Result, load_s: float) -> dict[str, Any]:
         "peak_rss_bytes": peak_rss_bytes(),
         "kv_bytes": result.kv_bytes,
         "stop_reason": result.stop_reason,
+        "reused_tokens": result.reused_tokens,
     }
 
 
 def summary(result: Result) -> str:
     """One line for people."""
-    prompt = f"{result.prompt_tokens} prompt tokens in {result.prefill_s:.2f} s"
+    reused = f" ({result.reused_tokens} from the cache)" if result.reused_tokens else ""
+    prompt = f"{result.prompt_tokens} prompt tokens{reused} in {result.prefill_s:.2f} s"
     speed = f"{result.new_tokens} new at {result.decode_tokens_per_s:.1f} tokens/s"
     return f"[{prompt}, {speed}, stopped: {result.stop_reason}]"
+
+
+def note_unused(prompt_cache: Path, result: Result) -> None:
+    """Say so when a restored cache saved nothing."""
+    if not result.reused_tokens:
+        note(f"note: {prompt_cache} is not used: the prompt does not begin with its tokens")
 
 
 def read_stdin() -> str:

@@ -16,6 +16,13 @@ bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 verify_option = click.option("--verify", is_flag=True, help="Check the weights' checksum too.")
 
+prompt_cache_option = click.option(
+    "--prompt-cache",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="From cache-prompt: what the prompt begins with, already read.",
+)
+
 
 def session_options(command: F) -> F:
     """--kv, --threads, --verify: the keyword arguments of edgellm.runtime.load."""

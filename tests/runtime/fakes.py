@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from edgellm.runtime.cache import KVPolicy, parse_kv
+from edgellm.kernels.reference import Cache, commit
+from edgellm.runtime.cache import CacheLayout, KVPolicy, parse_kv
 from edgellm.runtime.chat import Chat
-from edgellm.runtime.manifest import dump, file_facts, parse, seal
+from edgellm.runtime.manifest import FileFacts, dump, file_facts, parse, seal
 from edgellm.runtime.session import Session
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -65,6 +66,9 @@ DATA: dict[str, Any] = {
 }  # fmt: skip
 
 
+FILES = {name: vars(FileFacts(1, name[-1] * 64)) for name in ("model.onnx", "model.onnx.data")}
+
+
 def byte_tokenizer() -> Tokenizer:
     """A token a byte, as byte-level BPE has before its merges, and three special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -92,10 +96,12 @@ class FakeBackend:
     """After token t at position p comes (5t + 3p + 1) mod 251, or what `script` says for p; `second` is next likely.
 
     It keeps the operator's rules: a run has at most `staging` tokens, commits at most what the last one staged, and
-    full attention never runs out of room. `runs` records (ids, positions, rows, control).
+    full attention never runs out of room. `runs` records (ids, positions, rows, control). Its cache has real slots,
+    moved by the reference's commit(), a key being its token's id; `seen` is what the last run's last token attends to.
     """
 
     kv_bytes = 4096
+    buffers: dict[str, NDArray[Any]]
 
     def __init__(
         self,
@@ -109,8 +115,12 @@ class FakeBackend:
         self.vocabulary = vocabulary
         self.script = script or {}
         self.runs: list[tuple[list[int], list[int], list[int], list[int]]] = []
-        self.committed = self.staged = 0
+        self.staged = 0
         self.broken = False
+        self.seen: list[tuple[int, int]] = []  # (position, id)
+
+    def allocate(self, layout: CacheLayout) -> None:
+        self.buffers = {name: np.full(shape, -1, dtype) for name, shape, dtype in layout.buffers()}
 
     def following(self, token: int, position: int) -> int:
         return self.script.get(position, (5 * token + 3 * position + 1) % 251)
@@ -129,11 +139,22 @@ class FakeBackend:
         assert len(ids) == len(positions)
         committed, accepted, budget, _, policy = control.tolist()
         if positions[0] == 0:
-            self.committed = self.staged = 0
-        assert committed == self.committed
+            self.staged = 0
         assert accepted <= self.staged
         assert policy == 1 or committed + accepted <= budget
-        self.committed, self.staged = min(budget, committed + accepted), len(ids)
+        for layer in range(2):
+            cache = Cache(*(self.buffers[f"{name}.{layer}"] for name in ("key", "value", "position")))
+            held = commit(cache, control)
+            staged = slice(budget, budget + len(ids))
+            cache.key[:, staged] = ids[None, :, None]
+            cache.value[:, staged] = positions[None, :, None]
+            cache.position[:, staged] = positions
+        self.staged = len(ids)
+        slots = np.r_[0:held, staged]
+        assert (cache.key[:, slots, 0] == cache.key[0, slots, -1]).all()
+        self.seen = sorted(zip(cache.position[1, slots].tolist(), cache.key[1, slots, 0].astype(int), strict=True))
+        assert [position for position, _ in self.seen][-len(ids) :] == positions.tolist()
+        assert policy == 1 or [position for position, _ in self.seen] == list(range(int(positions[-1]) + 1))
         self.runs.append((ids.tolist(), positions.tolist(), rows.tolist(), control.tolist()))
         logits = np.zeros((len(rows), self.vocabulary), np.float32)
         if self.second is not None:
@@ -142,13 +163,22 @@ class FakeBackend:
             logits[i, self.following(int(ids[row]), int(positions[row]))] = 5.0
         return logits
 
+    def read_slots(self, slots: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        return {name: np.take(buffer, slots, axis=1) for name, buffer in self.buffers.items()}
+
+    def write_slots(self, name: str, slots: NDArray[np.int64], values: NDArray[Any]) -> None:
+        self.buffers[name][:, slots] = values
+        self.staged = self.staging  # whoever restored them says how many are accepted
+
 
 def make_session(
     backend: FakeBackend | None = None, kv: str = "full", template: str | None = None, **changes: Any
 ) -> tuple[Session, FakeBackend]:
     """A session of the tiny manifest over a fake backend, in runs of 8 tokens."""
-    manifest = parse({**deepcopy(DATA), "files": {}, **changes})
+    manifest = parse({**deepcopy(DATA), "files": FILES, **changes})
     backend = backend or FakeBackend(8)
     policy: KVPolicy = parse_kv(kv, manifest.model.context)
+    model = manifest.model
+    backend.allocate(CacheLayout(policy, backend.staging, model.layers, model.kv_heads, model.head_dim))
     chat = Chat(template) if template else None
     return Session(manifest, byte_tokenizer(), backend, policy, backend.staging, chat), backend

@@ -64,3 +64,35 @@ def test_cursor_mirrors_the_operator(runs: list[int], budget: int) -> None:
         before += tokens
     cursor.reset()
     assert cursor.control().tolist()[:2] == [0, 0]
+
+
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=12), st.integers(5, 40), st.data())
+def test_cutting_back_keeps_a_beginning_or_nothing(runs: list[int], budget: int, data: st.DataObject) -> None:
+    """Against a cursor that never ran the tokens which are cut off, as far as the last run goes."""
+    cursor = Cursor(parse_kv(f"window:{budget}", 64))
+    for tokens in runs:
+        cursor.advance(tokens)
+    fed, older = sum(runs), sum(runs[:-1])
+    evicted = fed - len(cursor.slots())
+    wanted = data.draw(st.integers(0, fed))
+    kept = cursor.cut_back(wanted)
+    assert kept == cursor.fed == (0 if evicted and wanted < older else wanted)
+    assert len(cursor.slots()) == max(0, kept - evicted)
+    if wanted > older:
+        other = Cursor(cursor.policy)
+        for tokens in [*runs[:-1], wanted - older]:
+            other.advance(tokens)
+        assert other == cursor
+
+
+@pytest.mark.parametrize("kv", ["full:20", "window:20"])
+def test_refilling_takes_over_what_another_cursor_held(kv: str) -> None:
+    cursor = Cursor(parse_kv(kv, 64))
+    for tokens in (8, 8, 4):
+        cursor.advance(tokens)
+    same = Cursor(cursor.policy)
+    same.refill(cursor.fed, len(cursor.slots()))
+    assert (same.committed, same.staged, same.fed) == (20, 0, 20)
+    cursor.advance(1)
+    same.advance(1)
+    assert cursor == same

@@ -32,7 +32,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
             ids = byte_tokenizer().encode(answer).ids
             chain = dict(zip(ids, [*ids[1:], STOP], strict=True))
             backend.following = lambda token, position: chain.get(token, ids[0])  # type: ignore[method-assign]
-        for verb in ("generate", "eval", "chat"):
+        for verb in ("generate", "eval", "chat", "cache_prompt"):
             __import__(f"edgellm.runtime.commands.{verb}")
             monkeypatch.setattr(sys.modules[f"edgellm.runtime.commands.{verb}"], "load", lambda *a, **k: session)
         return session, backend
@@ -117,7 +117,7 @@ def test_generate_json(fake: Fake) -> None:
     result = run("generate", "b", "-p", "?", "-n", "3", "--json")
     facts = json.loads(result.stdout)
     times = ["load_s", "prefill_s", "decode_s", "decode_tokens_per_s"]
-    rest = ["peak_rss_bytes", "kv_bytes", "stop_reason"]
+    rest = ["peak_rss_bytes", "kv_bytes", "stop_reason", "reused_tokens"]
     assert list(facts) == ["text", "prompt_tokens", "new_tokens", *times, *rest]
     assert (facts["text"], facts["prompt_tokens"], facts["new_tokens"]) == ("Par", 1, 3)
     assert facts["stop_reason"] == "length"
@@ -195,7 +195,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_chat_keeps_the_cache_between_turns(fake: Fake) -> None:
     model = {**DATA["model"], "context": 512}
-    _, backend = fake("yes", template=CHATML, model=model)
+    session, backend = fake("yes", template=CHATML, model=model)
     result = run("chat", "b", "--system", "S", stdin="one\n\ntwo\n")
     assert result.stdout == "yes\nyes\n"
     fed = [token for ids, _, _, _ in backend.runs for token in ids]
@@ -205,11 +205,80 @@ def test_chat_keeps_the_cache_between_turns(fake: Fake) -> None:
         "<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\nyes"
     )
     backend.runs.clear()
+    session.reset()
     result = run("chat", "b", "--json", stdin="one\n/reset\ntwo\n/exit\nthree\n")
     facts = json.loads(result.stdout)
     assert facts["messages"] == [{"role": "user", "content": "two"}, {"role": "assistant", "content": "yes"}]
-    assert len(facts["turns"]) == 2
-    assert sum(positions[0] == 0 for _, positions, _, _ in backend.runs) == 2
+    start = len(byte_tokenizer().encode("<|im_start|>user\n").ids)
+    assert [turn["reused_tokens"] for turn in facts["turns"]] == [0, start]  # /reset keeps what is the same
+    assert sum(positions[0] == 0 for _, positions, _, _ in backend.runs) == 1
+
+
+def test_chat_reuses_what_a_template_leaves_of_an_answer(fake: Fake) -> None:
+    """This one trims answers, as many do, so the second prompt leaves the cached ids inside the answer."""
+    trims = CHATML.replace("message['content']", "message['content'] | trim")
+    session, backend = fake("yes  ", template=trims, model={**DATA["model"], "context": 512})
+    first, second = json.loads(run("chat", "b", "--json", stdin="one\ntwo\n").stdout)["turns"]
+    assert second["reused_tokens"] == first["prompt_tokens"] + len("yes")
+    assert [token for _, token in backend.seen] == session.tokens
+
+
+def test_cache_prompt_then_generate_and_chat(fake: Fake, tmp_path: Path) -> None:
+    options = {"template": CHATML, "model": {**DATA["model"], "context": 512}}
+    session, _ = fake("ok", **options)
+    file = tmp_path / "rules.cache"
+    made = json.loads(run("cache-prompt", "b", "--chat", "--system", "Rules.", "-o", str(file), "--json").stdout)
+    text = "<|im_start|>system\nRules.<|im_end|>\n<|im_start|>user\n"
+    assert session.decode([t for t in session.tokens if t < 256]) == byte_tokenizer().decode(session.encode(text))
+    assert made["tokens"] == len(session.tokens)
+    assert made["bytes"] == file.stat().st_size
+    assert made["kv"] == "full:512"
+
+    fake("ok", **options)
+    flags = ["--system", "Rules.", "--prompt-cache", str(file)]
+    result = run("generate", "b", "--chat", "-p", "Hi", *flags, "--json")
+    assert json.loads(result.stdout)["reused_tokens"] == made["tokens"]
+    assert result.stderr == ""
+    fake("ok", **options)
+    assert f"({made['tokens']} from the cache)" in run("generate", "b", "--chat", "-p", "Hi", *flags).stderr
+    fake("ok", **options)
+    turns = json.loads(run("chat", "b", *flags, "--json", stdin="Hi\nHo\n/reset\nHi\n").stdout)["turns"]
+    assert turns[0]["reused_tokens"] == made["tokens"]
+    assert turns[1]["reused_tokens"] == turns[0]["prompt_tokens"] + len("ok")
+    assert turns[2]["reused_tokens"] == turns[0]["prompt_tokens"] - 1  # the same question: its last id runs again
+    fake("ok", **options)
+    result = run("generate", "b", "-p", "Hi", "--prompt-cache", str(file), "--json")
+    assert json.loads(result.stdout)["reused_tokens"] == 0
+    assert "rules.cache is not used: the prompt does not begin with its tokens" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--chat"], "there is no prompt to cache"),
+        (["--system", "S"], "--system without --chat"),
+        (["-p", "a", "--chat"], "no chat template"),
+        (["-p", ""], "the prompt is empty"),
+    ],
+)
+def test_wrong_usage_of_cache_prompt(fake: Fake, tmp_path: Path, flags: list[str], match: str) -> None:
+    fake()
+    result = run("cache-prompt", "b", "-o", str(tmp_path / "file"), *flags)
+    assert result.exit_code == 2
+    assert match in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prompt_cache_that_cannot_be_used_ends_the_verb(fake: Fake, tmp_path: Path) -> None:
+    fake("ok")
+    file = tmp_path / "file"
+    assert run("cache-prompt", "b", "-p", "-", "-o", str(file), stdin="abc").exit_code == 0
+    fake("ok", kv="window:10")
+    result = run("generate", "b", "-p", "abcd", "--prompt-cache", str(file))
+    assert result.exit_code == 1
+    assert "holds a cache of policy full:64; this session's is window:10" in result.stderr
+    assert "--kv full:64" in result.stderr
+    assert f"edgellm cache-prompt BUNDLE -p TEXT -o {file}" in result.stderr
 
 
 def test_chat_needs_a_template_and_room(fake: Fake) -> None:

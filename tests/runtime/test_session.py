@@ -183,11 +183,57 @@ def test_keep_uses_the_cache_as_far_as_it_goes() -> None:
     assert [ids for ids, _, _, _ in backend.runs] == [[50, 51]]
     assert backend.runs[0][1] == [6, 7]
     backend.runs.clear()
-    session.generate([1, 99, 3, 4, 5, 6, 7, 8, 9], 1, keep=True)  # another history: from the beginning
-    assert [ids for ids, _, _, _ in backend.runs] == [[1, 99, 3, 4, 5, 6, 7, 8], [9]]
+    result = session.generate([1, 99, 3, 4, 5, 6, 7, 8, 9], 1, keep=True)  # another history after the first token
+    assert [ids for ids, _, _, _ in backend.runs] == [[99, 3, 4, 5, 6, 7, 8, 9]]
+    assert (result.reused_tokens, result.prompt_tokens) == (1, 9)
     backend.runs.clear()
-    session.generate([1, 99], 1, keep=True)  # shorter than the cache
+    session.generate([1, 99], 1, keep=True)  # shorter than the cache, which held all of it: the last id runs again
+    assert backend.runs[0][:2] == ([99], [1])
+    backend.runs.clear()
+    assert session.generate([2, 99], 1, keep=True).reused_tokens == 0
     assert backend.runs[0][1] == [0, 1]
+
+
+@pytest.mark.parametrize("kv", ["full", "full:40", "window:40"])
+def test_any_common_beginning_is_reused_until_something_is_evicted(kv: str) -> None:
+    before = list(range(100, 130))
+    for common in range(len(before) + 1):
+        session, backend = make_session(kv=kv)
+        session.prefill(before[:28])
+        session.step(before[28])
+        session.step(before[29])
+        ids = [*before[:common], *range(10)]
+        backend.runs.clear()
+        logits = session.extend(ids, keep=True)
+        assert session.reused_tokens == common
+        assert sum(len(run[0]) for run in backend.runs) == 10
+        assert backend.seen == list(enumerate(ids))
+        assert session.tokens == ids
+        assert logits.argmax() == backend.following(9, len(ids) - 1)
+
+
+def test_a_window_that_evicted_is_cut_back_within_its_last_run_only() -> None:
+    before = list(range(100, 120))
+    for common in range(len(before) + 1):
+        session, backend = make_session(kv="window:10")
+        session.prefill(before)  # runs of 8, 8, 4: the last one evicts 6 and has staged 16 to 19
+        session.extend([*before[:common], 5], keep=True)
+        assert session.reused_tokens == (common if common >= 16 else 0)
+        assert session.tokens == [*before[:common], 5]
+        if common >= 16:  # the sinks, and the newest: as many as committed slots and the staged one take
+            kept = [*range(4), *range(common - 6, common)]
+            assert backend.seen == [*((at, before[at]) for at in kept), (common, 5)]
+
+
+def test_a_refused_prompt_leaves_the_sequence() -> None:
+    session, _ = make_session()
+    session.prefill([1, 2, 3])
+    for wrong in ([1, 2, 3] * 30, [1, 999], []):
+        with pytest.raises((ContextError, UsageError)):
+            session.extend(wrong, keep=True)
+        assert session.tokens == [1, 2, 3]
+    session.extend([1, 2, 3, 4], keep=True)
+    assert session.reused_tokens == 3
 
 
 def test_without_keep_every_stream_starts_afresh() -> None:
