@@ -73,7 +73,8 @@ class Layer:
 @given(
     kv_heads=st.integers(1, 3), ratio=st.integers(1, 4), half=st.one_of(st.integers(1, 40), st.just(128)),
     budget=st.integers(5, 40), sinks=st.integers(0, 4), policy=st.sampled_from([FULL, WINDOW]),
-    chunks=st.lists(st.integers(1, 12), min_size=1, max_size=5), partial=st.booleans(), near=st.sampled_from([0, 1, 7]), softcap=st.sampled_from([0.0, 2.0]), seed=st.integers(0, 2**32 - 1),
+    chunks=st.lists(st.integers(1, 12), min_size=1, max_size=5), partial=st.booleans(),
+    near=st.sampled_from([0, 1, 7]), softcap=st.sampled_from([0.0, 2.0]), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_against_the_reference(
     isa: str, kv_heads: int, ratio: int, half: int, budget: int, sinks: int, policy: int, chunks: list[int],
