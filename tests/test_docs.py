@@ -21,6 +21,6 @@ def test_the_readme_begins_with_demo_and_test() -> None:
 
 def test_every_make_target_and_verb_the_readme_names_exists() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`?make ([a-z]+)", readme)) <= targets
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?make ([a-z0-9-]+)", readme)) <= targets
     assert set(re.findall(r"^edgellm ([a-z-]+)", readme, re.MULTILINE)) <= set(VERBS)
