@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -32,6 +33,20 @@ def available_bytes() -> int | None:
         return left if free is None else min(free, left)
     except (OSError, ValueError):  # no cgroup, or "max"
         return free
+
+
+def total_bytes() -> int | None:
+    """Bytes of this machine's memory, or a container's limit if that is lower; None where the system does not tell."""
+    total = _field(MEMINFO, "MemTotal:")
+    if total is None:
+        try:
+            total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (AttributeError, OSError, ValueError):  # Windows, or a system without these names
+            return None
+    try:
+        return min(total, int(LIMIT.read_text()))
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return total
 
 
 def _field(path: Path, name: str) -> int | None:

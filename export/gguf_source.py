@@ -62,12 +62,11 @@ class GgufSource:
 
     def stored(self, name: str) -> Quantized | None:
         """The file's own blocks as codes and scales, exactly; None for a type or a size that tiles cannot hold."""
-        tensor = self._tensors[spell(self._family.gguf, name)]
-        rows, columns = self.architecture.shape(name)
-        if tensor.tensor_type.name not in _STORED or not columns or columns % 64:
+        form = self.stored_format(name)
+        if form is None:
             return None
-        bits, zero = _STORED[tensor.tensor_type.name]
-        order = self._order(name)
+        tensor, order = self._tensors[spell(self._family.gguf, name)], self._order(name)
+        rows, columns, bits, zero = form.n_out, form.k_in, form.bits, form.zero
         data = np.asarray(tensor.data) if order is None else tensor.data[order]
         blocks = data.reshape(rows, columns // _BLOCK, -1)
         heads = 2 if zero == "min" else 1
@@ -76,11 +75,20 @@ class GgufSource:
         # 4 bits: byte j holds weight j low and weight j + 16 high. 8 bits: signed, so flipping the top bit adds 128.
         code = codes ^ np.uint8(128) if bits == 8 else np.concatenate([codes & 15, codes >> 4], axis=-1)
         return Quantized(
-            Format(rows, columns, bits, _BLOCK, zero),
+            form,
             np.ascontiguousarray(code.reshape(rows, columns)),
             np.ascontiguousarray(halves[:, :, 0]),
             np.ascontiguousarray(halves[:, :, 1]) if zero == "min" else None,
         )
+
+    def stored_format(self, name: str) -> Format | None:
+        """The format of `stored`, from the file's header alone."""
+        kind = self._tensors[spell(self._family.gguf, name)].tensor_type.name
+        rows, columns = self.architecture.shape(name)
+        if kind not in _STORED or not columns or columns % 64:
+            return None
+        bits, zero = _STORED[kind]
+        return Format(rows, columns, bits, _BLOCK, zero)
 
     def _order(self, name: str) -> NDArray[np.intp] | None:
         """Which of the file's rows each row of Hugging Face's order is: [head, half, 2] against [head, 2, half]."""

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from edgellm.export.architectures import ACTIVATIONS, Architecture, Family, assemble, family, spell
 from edgellm.export.tokenizer import template_stops, token_table
-from edgellm.kernels.layout import Quantized
+from edgellm.kernels.layout import Format, Quantized
 from edgellm.runtime.errors import CheckpointError
 
 _DAMAGED = "Download the folder again (huggingface-cli download MODEL --local-dir FOLDER)."
@@ -54,6 +54,10 @@ class SafetensorsSource:
 
     def stored(self, name: str) -> Quantized | None:
         """None: the folder's weights are plain floats."""
+        return None
+
+    def stored_format(self, name: str) -> Format | None:
+        """None, as `stored`."""
         return None
 
     def _tokens(self, config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.available_bytes() == 1000 * 1024
     (tmp_path / "LIMIT").write_text("max\n")
     assert memory.available_bytes() == 1000 * 1024
+    assert memory.total_bytes() == 9 * 1024
     (tmp_path / "LIMIT").write_text("5000\n")
+    assert memory.total_bytes() == 5000
     (tmp_path / "USED").write_text("1000\n")
     assert memory.available_bytes() == 4000
