@@ -24,10 +24,10 @@ def detect() -> Device:
     """
     memory, board = total_bytes(), _board()
     for profile in (load(name) for name in names()):
-        if memory and profile.memory_bytes and any(known in board for known in profile.boards):
-            # Firmware and GPU keep a part for themselves, so the system sees less than was soldered.
-            if 0.75 * profile.memory_bytes < memory <= profile.memory_bytes:
-                return profile
+        size = profile.memory_bytes or 0
+        # Firmware and GPU keep a part for themselves, so the system sees less than was soldered.
+        if any(known in board for known in profile.boards) and 0.75 * size < (memory or 0) <= size:
+            return profile
     told = "read from this system"
     return Device(
         name=HOST,

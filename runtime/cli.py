@@ -17,6 +17,7 @@ VERBS = {
     "chat": ("edgellm.runtime.commands.chat:command", "Talk with the model."),
     "eval": ("edgellm.runtime.commands.eval:command", "Perplexity and bits per byte of a text."),
     "inspect": ("edgellm.runtime.commands.inspect:command", "What a bundle holds, and its sizes."),
+    "devices": ("edgellm.runtime.commands.devices:command", "Boards that bundles are made for, and this machine."),
     "doctor": ("edgellm.runtime.commands.doctor:command", "Check this machine and installation."),
 }
 EXPORT_EXTRA = {"torch", "safetensors", "gguf", "onnx", "transformers", "accelerate"}

@@ -46,7 +46,7 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
 def test_a_damaged_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     (tmp_path / "board.toml").write_text(text)
     monkeypatch.setattr(profile, "FOLDER", tmp_path)
-    with pytest.raises(ValueError, match="board.toml is damaged"):
+    with pytest.raises(ValueError, match=r"board\.toml is damaged"):
         load("board")
 
 
