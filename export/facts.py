@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -28,7 +28,7 @@ def describe(
 ) -> dict[str, Any]:
     """The manifest with "quality" and "parity" still null."""
     arch = checkpoint.architecture
-    created = datetime.now(timezone.utc).replace(microsecond=0)
+    created = datetime.now(UTC).replace(microsecond=0)
     return {
         "schema": SCHEMA,
         "tool": version("edgellm"),
@@ -43,6 +43,7 @@ def describe(
             "head_bits": config.width("embedding") or "as stored",
             "calibration": config.calibration.name if config.calibration else None,
         },
+        "device": config.device.name,
         "kv": {"policy": policy.name, "budget": policy.budget, "sinks": policy.sinks},
         "tokens": checkpoint.tokens,
         "chat": _chat(checkpoint, created),
