@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ STATUS = Path("/proc/self/status")
 MEMINFO = Path("/proc/meminfo")
 LIMIT = Path("/sys/fs/cgroup/memory.max")
 USED = Path("/sys/fs/cgroup/memory.current")
+STAT = Path("/sys/fs/cgroup/memory.stat")
 
 
 def peak_rss_bytes() -> int:
@@ -28,10 +30,32 @@ def available_bytes() -> int | None:
     """Bytes that can be taken without swapping, within a container's limit; None where the system does not tell."""
     free = _field(MEMINFO, "MemAvailable:")
     try:
-        left = int(LIMIT.read_text()) - int(USED.read_text())
+        left = int(LIMIT.read_text()) - int(USED.read_text()) + _cached()
         return left if free is None else min(free, left)
     except (OSError, ValueError):  # no cgroup, or "max"
         return free
+
+
+def _cached() -> int:
+    """Bytes of files that a container's count holds and gives up when asked: reading a model fills it."""
+    try:
+        return next(int(line.split()[1]) for line in STAT.read_text().splitlines() if line.startswith("inactive_file "))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0
+
+
+def total_bytes() -> int | None:
+    """Bytes of this machine's memory, or a container's limit if that is lower; None where the system does not tell."""
+    total = _field(MEMINFO, "MemTotal:")
+    if total is None:
+        try:
+            total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (AttributeError, OSError, ValueError):  # Windows, or a system without these names
+            return None
+    try:
+        return min(total, int(LIMIT.read_text()))
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return total
 
 
 def _field(path: Path, name: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -97,6 +98,23 @@ def _text(entry: object, file: Path) -> str:
     return text
 
 
+@dataclass(frozen=True)
+class TextMemory:
+    """How text is sampled: blocks all in memory at once or not, sequences at once, and bytes of their caches."""
+
+    resident: bool
+    batch: int
+    cache_bytes: int
+
+
+def text_memory(arch: Architecture, sequences: int, length: int) -> TextMemory:
+    """What the free memory allows: a quarter for the float32 model, a quarter for the caches."""
+    free = available_bytes() or 4 << 30  # a system that does not tell
+    one = arch.layers * 2 * arch.kv_heads * length * arch.head_dim * 4
+    batch = max(1, min(sequences, free // 4 // one))
+    return TextMemory(arch.parameters * 4 <= free // 4, batch, batch * one)
+
+
 @torch.no_grad()
 def write_text(checkpoint: Checkpoint, sequences: int, length: int, seed: int) -> Tensor:
     """Calibration text that the dense model writes itself: int64 [sequences, length], sampled at temperature 1.
@@ -105,18 +123,15 @@ def write_text(checkpoint: Checkpoint, sequences: int, length: int, seed: int) -
     float32 model fits a quarter of what is free; otherwise every step reads them again, all sequences at once.
     """
     arch, tokens = checkpoint.architecture, checkpoint.tokens
+    plan = text_memory(arch, sequences, length)
     begin = next((token for token in (tokens["bos"], tokens["eos"]) if token is not None), 0)
     generator = torch.Generator().manual_seed(seed)
-    free = available_bytes() or 4 << 30  # a system that does not tell
-    resident = arch.parameters * 4 <= free // 4
-    blocks = [load_block(arch, checkpoint, layer) for layer in range(arch.layers)] if resident else None
+    blocks = [load_block(arch, checkpoint, layer) for layer in range(arch.layers)] if plan.resident else None
     norm, embedding = checkpoint.vector("norm"), checkpoint.matrix("embedding")
     head = embedding if arch.tied else checkpoint.matrix(head_name(arch))
-    cache_bytes = arch.layers * 2 * arch.kv_heads * length * arch.head_dim * 4
-    batch = max(1, min(sequences, free // 4 // cache_bytes))
     written = []
-    for start in range(0, sequences, batch):
-        size = min(batch, sequences - start)
+    for start in range(0, sequences, plan.batch):
+        size = min(plan.batch, sequences - start)
         ids = torch.full((size, length), begin, dtype=torch.int64)
         shape = (size, arch.kv_heads, length, arch.head_dim)
         caches = [KeyValue(torch.zeros(shape), torch.zeros(shape)) for _ in range(arch.layers)]

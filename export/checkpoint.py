@@ -10,7 +10,7 @@ import torch
 from edgellm.export.architectures import Architecture
 from edgellm.export.gguf_source import GgufSource
 from edgellm.export.safetensors_source import SafetensorsSource
-from edgellm.kernels.layout import Quantized
+from edgellm.kernels.layout import Format, Quantized
 from edgellm.runtime.errors import CheckpointError
 
 
@@ -33,6 +33,7 @@ class _File(Protocol):
     def tokenizer_json(self) -> str: ...
     def read(self, name: str) -> torch.Tensor: ...
     def stored(self, name: str) -> Quantized | None: ...
+    def stored_format(self, name: str) -> Format | None: ...
 
 
 class Checkpoint:
@@ -73,6 +74,10 @@ class Checkpoint:
                 if halves is not None and not torch.isfinite(torch.from_numpy(halves)).all():
                     raise _not_finite(self.source_name, name)
         return found
+
+    def stored_format(self, name: str) -> Format | None:
+        """The format that `stored` would give, without reading the tensor."""
+        return self._file.stored_format(name)
 
     def _finite(self, name: str) -> torch.Tensor:
         weight = self._file.read(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from edgellm.devices.profile import HOST, Device
 from edgellm.export.config import ExportConfig, Sparsity
+from edgellm.export.estimate import Estimate
+from edgellm.export.fit import size
 from edgellm.export.pipeline import export
+from edgellm.runtime.commands.devices import find_device
 from edgellm.runtime.commands.output import print_json
 from edgellm.runtime.errors import EdgellmError
 
@@ -26,50 +31,89 @@ Examples:
 @click.command(name="export", epilog=_EXAMPLE)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--sparsity", default="none", show_default=True, metavar="METHOD:N:M",
-              help="Keep N of every M weights: dass:2:4, wanda:4:8, magnitude:2:4, none.")  # fmt: skip
+@click.option("--device", "device_name", default=HOST, show_default=True, metavar="NAME",
+              help="What the bundle must fit, and where defaults come from: a name from edgellm devices.")  # fmt: skip
+@click.option("--sparsity", metavar="METHOD:N:M",
+              help="Keep N of every M weights: dass:2:4, wanda:4:8, none. Default: the device's.")  # fmt: skip
 @click.option("--scope", type=click.Choice(["mlp", "all"]), default="mlp", show_default=True,
               help="Prune the MLP only, or attention too.")  # fmt: skip
 @click.option("--bits", type=click.Choice(["4", "8"]),
               help="Bits a weight. Default: what the file stores, if a tile can hold it, else 8.")  # fmt: skip
 @click.option("--head-bits", type=click.Choice(["4", "8"]),
               help="Bits of embedding and head. Default: 8 with --bits, else as stored.")  # fmt: skip
-@click.option("--kv", default="full", show_default=True, metavar="POLICY:BUDGET",
-              help="The bundle's default KV cache: full, full:2048, window:512.")  # fmt: skip
+@click.option("--kv", metavar="POLICY:BUDGET",
+              help="The bundle's default KV cache: full, full:2048, window:512. Default: the device's.")  # fmt: skip
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
               help="Text, JSON list or JSON lines. Default: the dense model writes its own.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the text the model writes itself.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is a bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 def command(
-    source: Path, out: Path, sparsity: str, scope: str, bits: str | None, head_bits: str | None, kv: str,
-    calibration: Path | None, seed: int, force: bool, as_json: bool,
+    source: Path, out: Path, device_name: str, sparsity: str | None, scope: str, bits: str | None,
+    head_bits: str | None, kv: str | None, calibration: Path | None, seed: int, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle: SOURCE is a Hugging Face folder or a .gguf file, OUT the bundle's folder."""
+    device = find_device(device_name)
     config = ExportConfig(
-        source, out, Sparsity.parse(sparsity), scope, int(bits) if bits else None,
-        int(head_bits) if head_bits else None, kv, calibration, seed, force,
+        source, out, Sparsity.parse(sparsity or device.recipe.sparsity), scope,
+        int(bits) if bits else device.recipe.bits, int(head_bits) if head_bits else None, kv, calibration, seed, force,
+        device,
     )  # fmt: skip
     started = time.perf_counter()
     console = Console(stderr=True)
     columns = TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
+        told: list[Estimate] = []
 
         def progress(step: str, done: int, total: int) -> None:
             if step not in tasks:
                 tasks[step] = bars.add_task(step, total=total)
             bars.update(tasks[step], completed=done)
 
+        def announce(expected: Estimate) -> None:
+            told.append(expected)
+            bars.console.print(estimate_table(expected, device))
+
         try:
-            facts = export(config, progress)
+            facts = export(config, progress, announce)
         except OSError as error:
             what = f"cannot read or write {error.filename or 'the bundle'}: {error.strerror or error}"
             raise EdgellmError(what, "Nothing was written. Free some space or give another OUT.") from error
     if as_json:
-        print_json(facts)
+        print_json({**facts, "estimate": asdict(told[0])})
         return
     report(facts, out, time.perf_counter() - started)
+
+
+def estimate_table(expected: Estimate, device: Device) -> Table:
+    """What the export will give and take, for people."""
+    room = "" if device.usable_bytes is None else f" of {size(device.usable_bytes)} for a model"
+    speed = f"not known: the bandwidth of {device.name} is not"
+    if expected.tokens_per_s is not None and expected.tokens_per_s_full_cache is not None:
+        speed = (
+            f"at most {expected.tokens_per_s:.0f} tokens/s, {expected.tokens_per_s_full_cache:.0f} with a full cache"
+        )
+        speed += f" ({device.bandwidth_gb_s:g} GB/s)"
+    rows = [
+        ("device", device.name if device.name == device.title else f"{device.name}: {device.title}"),
+        ("bundle", size(expected.bundle_bytes)),
+        ("memory there", f"{size(expected.device_bytes)}{room}; KV cache {size(expected.kv_bytes)} ({expected.kv})"),
+        ("speed there", speed),
+        ("memory here", f"{size(expected.host_bytes)}, {size(expected.host_mapped_bytes)} of it mapped files"),
+        ("time here", f"roughly {duration(expected.seconds)}"),
+    ]
+    table = Table(show_header=False, box=None, title="estimate", title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people, as rough as the estimate: "40 s", "7 min", "3 h"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds, -1)):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
 
 
 def report(facts: dict[str, Any], out: Path, seconds: float) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgellm.devices.host import detect
+from edgellm.devices.profile import Device
 from edgellm.export.architectures import Architecture, role
 from edgellm.export.prune import METHODS, SCOPES, axis
 from edgellm.kernels.layout import Format
+from edgellm.runtime.cache import KVPolicy, parse_kv
 from edgellm.runtime.errors import EdgellmError, UsageError
 
 GROUP = 64  # inputs a scale when weights are rounded here: 4.25 and 8.25 bits a weight
+HELD_OUT = 4  # sequences for perplexity and parity, never used to calibrate
+FROM_FILE = (64, 512)  # sequences and tokens each that calibrate: 32k tokens
+SELF_WRITTEN = (32, 256)  # the dense model's own text costs a forward pass a token
 ROUNDED = 8  # bits of what is neither stored in a form that a tile can hold nor asked for in another width
 
 
@@ -45,7 +51,8 @@ class ExportConfig:
     """One export. bits None: keep what the file stores where a tile can hold it, round the rest to 8 bits.
 
     head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: "full" or
-    "window:BUDGET", the bundle's default. seed: of the text the model writes itself when calibration is None.
+    "window:BUDGET", the bundle's default; None: the device's. seed: of the text the model writes itself when
+    calibration is None. device: what the bundle must fit.
     """
 
     source: Path
@@ -54,10 +61,11 @@ class ExportConfig:
     scope: str = "mlp"
     bits: int | None = None
     head_bits: int | None = None
-    kv: str = "full"
+    kv: str | None = None
     calibration: Path | None = None
     seed: int = 0
     force: bool = False
+    device: Device = field(default_factory=detect)
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -70,6 +78,15 @@ class ExportConfig:
     def calibrates(self) -> bool:
         """Whether masks need activation statistics."""
         return self.sparsity.method not in ("none", "magnitude")
+
+    def policy(self, context: int) -> KVPolicy:
+        """The bundle's default KV policy, for a model of `context` tokens. Raises UsageError."""
+        return parse_kv(self.kv or self.device.recipe.kv_for(context), context)
+
+    def text_shape(self, context: int) -> tuple[int, int]:
+        """(sequences, tokens each) of the text to get: HELD_OUT to measure with, the rest to calibrate on."""
+        sequences, length = FROM_FILE if self.calibration else SELF_WRITTEN
+        return HELD_OUT + (sequences if self.calibrates else 0), min(length, context)
 
     def prunes(self, name: str) -> bool:
         """Whether the matrix of this canonical name is pruned; embedding and head never are."""

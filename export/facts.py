@@ -43,6 +43,7 @@ def describe(
             "head_bits": config.width("embedding") or "as stored",
             "calibration": config.calibration.name if config.calibration else None,
         },
+        "device": config.device.name,
         "kv": {"policy": policy.name, "budget": policy.budget, "sinks": policy.sinks},
         "tokens": checkpoint.tokens,
         "chat": _chat(checkpoint, created),

@@ -61,12 +61,11 @@ class GgufSource:
 
     def stored(self, name: str) -> Quantized | None:
         """The file's own blocks as codes and scales, exactly; None for a type or a size that tiles cannot hold."""
-        tensor, raw = self._rows(name)
-        rows, columns = self.architecture.shape(name)
-        if tensor.tensor_type.name not in _STORED or not columns or columns % 64:
+        form = self.stored_format(name)
+        if form is None:
             return None
-        bits, zero = _STORED[tensor.tensor_type.name]
-        order = self._order(name)
+        raw, order = self._rows(name)[1], self._order(name)
+        rows, columns, bits, zero = form.n_out, form.k_in, form.bits, form.zero
         data = raw if order is None else raw[order]
         blocks = data.reshape(rows, columns // _BLOCK, -1)
         heads = 2 if zero == "min" else 1
@@ -75,11 +74,20 @@ class GgufSource:
         # 4 bits: byte j holds weight j low and weight j + 16 high. 8 bits: signed, so flipping the top bit adds 128.
         code = codes ^ np.uint8(128) if bits == 8 else np.concatenate([codes & 15, codes >> 4], axis=-1)
         return Quantized(
-            Format(rows, columns, bits, _BLOCK, zero),
+            form,
             np.ascontiguousarray(code.reshape(rows, columns)),
             np.ascontiguousarray(halves[:, :, 0]),
             np.ascontiguousarray(halves[:, :, 1]) if zero == "min" else None,
         )
+
+    def stored_format(self, name: str) -> Format | None:
+        """The format of `stored`, from the file's header alone."""
+        kind = self._tensors[locate(self._family.gguf, name, self.architecture).tensor].tensor_type.name
+        rows, columns = self.architecture.shape(name)
+        if kind not in _STORED or not columns or columns % 64:
+            return None
+        bits, zero = _STORED[kind]
+        return Format(rows, columns, bits, _BLOCK, zero)
 
     def _rows(self, name: str) -> tuple[Any, NDArray[Any]]:
         """The tensor that holds `name`, and its rows of it as stored."""

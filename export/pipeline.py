@@ -12,9 +12,11 @@ from torch import Tensor
 from edgellm.export.calibrate import calibration_ids, write_text
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
 from edgellm.export.compress import compress, compress_layer
-from edgellm.export.config import ExportConfig
+from edgellm.export.config import HELD_OUT, ExportConfig
 from edgellm.export.decoder import embed, perplexity
+from edgellm.export.estimate import Estimate, estimate
 from edgellm.export.facts import describe
+from edgellm.export.fit import refuse_unfit
 from edgellm.export.graph import DATA, Placed, decoder_graph
 from edgellm.export.pack import interleave, pack
 from edgellm.export.packed_source import PackedSource
@@ -22,16 +24,11 @@ from edgellm.export.verify import parity, prompts_from
 from edgellm.export.write import PartialBundle
 from edgellm.kernels.layout import Quantized
 from edgellm.runtime import load, manifest
-from edgellm.runtime.cache import parse_kv
 from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.perplexity import score
 
 Progress = Callable[[str, int, int], None]
 """Called with (step, done, total)."""
-
-HELD_OUT = 4  # sequences for perplexity and parity, never used to calibrate
-FROM_FILE = (64, 512)  # sequences and tokens each that calibrate: 32k tokens
-SELF_WRITTEN = (32, 256)  # the dense model's own text costs a forward pass a token
 
 
 @dataclass
@@ -48,18 +45,25 @@ class _Writing:
         self.placed[name] = self.bundle.append(self.checkpoint.vector(name).numpy())
 
 
-def export(config: ExportConfig, progress: Progress = lambda step, done, total: None) -> dict[str, Any]:
-    """Write the bundle that `config` asks for and return its manifest.
+def export(
+    config: ExportConfig,
+    progress: Progress = lambda step, done, total: None,
+    announce: Callable[[Estimate], None] = lambda expected: None,
+) -> dict[str, Any]:
+    """Write the bundle that `config` asks for and return its manifest. announce: called before the work.
 
-    Raises EdgellmError: a checkpoint that cannot be read, sizes that cannot be packed, a bundle that strays from the
-    torch model. Nothing that loads is left behind then.
+    Raises EdgellmError: a checkpoint that cannot be read, sizes that cannot be packed, what fits neither device, disk
+    nor this machine, a bundle that strays from the torch model. Nothing that loads is left behind then.
     """
     # 1. Open, and refuse early what cannot work.
     checkpoint = open_checkpoint(config.source)
     arch = checkpoint.architecture
     config.check(arch)
     checkpoint.tokenizer_json()
-    policy = parse_kv(config.kv, arch.context)
+    policy = config.policy(arch.context)
+    expected = estimate(checkpoint, config)
+    announce(expected)
+    refuse_unfit(checkpoint, config, expected)
     # 2. Text: to calibrate on, and a held-out rest to measure with.
     text, calibration = _text(config, checkpoint, progress)
     with PartialBundle(config.out, config.force) as bundle:
@@ -90,9 +94,7 @@ def export(config: ExportConfig, progress: Progress = lambda step, done, total: 
 
 def _text(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[Tensor, Tensor]:
     """(held out [H, L], to calibrate [N, L]) token ids, from the file or written by the dense model."""
-    sequences, length = FROM_FILE if config.calibration else SELF_WRITTEN
-    length = min(length, checkpoint.architecture.context)
-    wanted = HELD_OUT + (sequences if config.calibrates else 0)
+    wanted, length = config.text_shape(checkpoint.architecture.context)
     progress("text", 0, 1)
     if config.calibration:
         ids = calibration_ids(checkpoint.tokenizer_json(), config.calibration, wanted, length)

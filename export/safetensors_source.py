@@ -15,7 +15,7 @@ from edgellm.export import hf_config
 from edgellm.export.architectures import role
 from edgellm.export.family import expected, family, locate
 from edgellm.export.tokenizer import template_stops, token_table
-from edgellm.kernels.layout import Quantized
+from edgellm.kernels.layout import Format, Quantized
 from edgellm.runtime.errors import CheckpointError
 
 _DAMAGED = "Download the folder again (huggingface-cli download MODEL --local-dir FOLDER)."
@@ -58,6 +58,10 @@ class SafetensorsSource:
 
     def stored(self, name: str) -> Quantized | None:
         """None: the folder's weights are plain floats."""
+        return None
+
+    def stored_format(self, name: str) -> Format | None:
+        """None, as `stored`."""
         return None
 
     def _tokens(self, config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

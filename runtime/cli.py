@@ -18,6 +18,7 @@ VERBS = {
     "cache-prompt": ("edgellm.runtime.commands.cache_prompt:command", "Save a prompt's KV cache to a file."),
     "eval": ("edgellm.runtime.commands.eval:command", "Perplexity and bits per byte of a text."),
     "inspect": ("edgellm.runtime.commands.inspect:command", "What a bundle holds, and its sizes."),
+    "devices": ("edgellm.runtime.commands.devices:command", "Boards that bundles are made for, and this machine."),
     "doctor": ("edgellm.runtime.commands.doctor:command", "Check this machine and installation."),
 }
 EXPORT_EXTRA = {"torch", "gguf", "onnx", "transformers", "accelerate"}

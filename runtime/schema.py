@@ -137,6 +137,7 @@ class Manifest:
     quality: Quality | None
     parity: Parity | None
     files: dict[str, FileFacts]
+    device: str | None = None  # what the recipe was chosen for; bundles of 0.1.0's first days do not say
 
     def __post_init__(self) -> None:
         named = [*self.tokens.stop, *(t for t in (self.tokens.bos, self.tokens.eos) if t is not None)]

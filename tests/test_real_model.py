@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from edgellm.export.checkpoint import open_checkpoint
+from edgellm.export.config import ExportConfig
+from edgellm.export.estimate import estimate
 from edgellm.export.family import families, locate
 from edgellm.export.packed_source import PackedSource, read_placed
 from edgellm.export.verify import parity
@@ -47,6 +49,13 @@ def test_the_files_own_weights_arrive_bit_for_bit(real_gguf: Path, as_stored: Pa
             name = f"layers.{layer}.{role}"
             assert torch.equal(packed.matrix(name), checkpoint.matrix(name)), name
     assert torch.equal(packed.matrix("embedding"), checkpoint.matrix("embedding"))
+
+
+def test_the_bundles_size_was_known_before(real_gguf: Path, as_stored: Path) -> None:
+    """Bar: within 2 %; memory and time are measured by tests/benchmarks/estimates.py."""
+    expected = estimate(open_checkpoint(real_gguf), ExportConfig(real_gguf, as_stored))
+    assert expected.weight_bytes == (as_stored / "model.onnx.data").stat().st_size
+    assert expected.bundle_bytes == pytest.approx(sum(file.stat().st_size for file in as_stored.iterdir()), rel=1e-3)
 
 
 def test_it_answers(as_stored: Path) -> None:

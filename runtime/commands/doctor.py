@@ -58,7 +58,7 @@ def run(name: str, check: Callable[[], tuple[str, str]]) -> Check:
 
 def _python() -> tuple[str, str]:
     detail = f"{platform.python_version()} on {platform.machine()}, edgellm {tool_version()}"
-    return ("ok" if sys.version_info >= (3, 10) else "fail"), detail
+    return ("ok" if sys.version_info >= (3, 11) else "fail"), detail
 
 
 def _onnxruntime() -> tuple[str, str]:

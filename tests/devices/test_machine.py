@@ -26,7 +26,7 @@ def test_hyper_threads_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.peak_rss_bytes() > 1 << 20
     assert (memory.available_bytes() or 1) > 0
-    for name in ("STATUS", "MEMINFO", "LIMIT", "USED"):
+    for name in ("STATUS", "MEMINFO", "LIMIT", "USED", "STAT"):
         monkeypatch.setattr(memory, name, tmp_path / name)
     assert memory.available_bytes() is None
     assert memory.peak_rss_bytes() > 1 << 20
@@ -34,6 +34,10 @@ def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.available_bytes() == 1000 * 1024
     (tmp_path / "LIMIT").write_text("max\n")
     assert memory.available_bytes() == 1000 * 1024
+    assert memory.total_bytes() == 9 * 1024
     (tmp_path / "LIMIT").write_text("5000\n")
+    assert memory.total_bytes() == 5000
     (tmp_path / "USED").write_text("1000\n")
     assert memory.available_bytes() == 4000
+    (tmp_path / "STAT").write_text("anon 100\ninactive_file 300\nactive_file 50\n")
+    assert memory.available_bytes() == 4300  # what was read from files is given up

@@ -1,0 +1,93 @@
+"""What an export costs the machine it runs on: peak memory and time, before anything is read.
+
+Memory is modelled phase by phase after pipeline.py; the constants were measured with tests/benchmarks/estimates.py on
+SmolLM2-135M. Time is rough: within a factor of three on a machine with nothing else to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgellm.export.architectures import MATRICES, Architecture
+from edgellm.export.calibrate import TextMemory, text_memory
+from edgellm.export.config import HELD_OUT, ExportConfig
+from edgellm.export.decoder import TOKENS_AT_ONCE
+from edgellm.runtime.loading import CHUNK
+
+MIB = 1 << 20
+IMPORTS = 160 * MIB  # torch, onnxruntime, onnx, tokenizers
+LIBRARIES = 115 * MIB  # their mapped code
+VOCABULARY = 1800  # bytes a token: the vocabulary and its merges as Python strings, and the tokenizer
+RETURNED = 32 * MIB  # glibc gives larger blocks back to the system at once, smaller ones stay in its heap
+SESSION = 90 * MIB  # ONNX Runtime, the tokenized text, the cache as far as parity fills it
+PRUNING = 200 * MIB  # float64 scores and sorted indices of one slab of weights (prune.py)
+
+FLOPS = 4e10  # of float32 products, a second and core
+READ = 5e9  # bytes a second, of a model that passes once a step
+PACK = 6e-8  # seconds a weight: read, round, pack, write, and read back for parity
+REREAD = 4e-9  # seconds a weight: from the file to float32
+PARITY_TOKENS = 20 * (24 + 16 + 40) + 20 * 40  # on the runtime, and in torch
+
+
+@dataclass(frozen=True)
+class Effort:
+    """memory_bytes: peak resident memory of the export; mapped_bytes: the part of it that are mapped files, which the
+    system drops when memory is short. seconds: rough."""
+
+    memory_bytes: int
+    mapped_bytes: int
+    seconds: float
+
+
+def effort(arch: Architecture, config: ExportConfig, source_bytes: int, weight_bytes: int, cores: int) -> Effort:
+    """source_bytes: the checkpoint's weights on disk; weight_bytes: model.onnx.data's; cores: of this machine."""
+    sequences, length = config.text_shape(arch.context)
+    written = text_memory(arch, sequences, length) if config.calibration is None else None
+    anonymous, files = _peak(arch, config, written, sequences, length, weight_bytes)
+    base = IMPORTS + VOCABULARY * arch.vocabulary
+    mapped = LIBRARIES + source_bytes + files
+    return Effort(base + anonymous + mapped, mapped, _seconds(arch, config, written, sequences, length, cores))
+
+
+def _peak(
+    arch: Architecture, config: ExportConfig, written: TextMemory | None, sequences: int, length: int, weights: int
+) -> tuple[int, int]:
+    """(anonymous, mapped from the bundle) bytes of the hungriest phase, beyond what every phase has."""
+    matrices = [4 * rows * columns for rows, columns in map(arch.shape, MATRICES)]
+    block, pair = sum(matrices), 2 * 4 * arch.ff * arch.hidden
+    embedding = 4 * arch.vocabulary * arch.hidden
+    attention = (arch.heads + 2 * arch.kv_heads) * arch.head_dim
+    passing = 4 * TOKENS_AT_ONCE * (4 * arch.hidden + 2 * attention + 4 * arch.ff)
+    # Reading a matrix makes float32 twice: dequantized, and in Hugging Face's order or scaled.
+    text, heap = 0, 0
+    if written is not None:
+        in_memory = arch.layers if written.resident else 1
+        logits = 2 * 4 * written.batch * arch.vocabulary  # and their softmax
+        text = in_memory * block + written.cache_bytes + max(2 * embedding, embedding + logits)
+        heap = written.cache_bytes + in_memory * sum(size for size in matrices if size < RETURNED)
+    # From here on small pieces come from the heap that freed blocks left, where they left one.
+    positions = 4 * arch.layers * arch.kv_heads * arch.context  # of the full cache that parity runs with
+    heap = max(heap, passing + block + SESSION + positions)
+    states = 4 * (sequences - HELD_OUT) * length * arch.hidden if config.calibrates else 0
+    slab = PRUNING if config.sparsity.method != "none" else 0
+    compress = states + heap + max(2 * embedding, block + pair + slab)
+    # PackedSource reads gate and up as one matrix; ONNX Runtime and torch's side map the bundle each.
+    parity = states + heap + max(2 * embedding, block + 2 * pair)
+    # The head stays while the blocks pass, and the session keeps its last chunk of logits.
+    logits = 4 * CHUNK * arch.vocabulary
+    dense = states + heap + logits + embedding + max(2 * embedding, block + pair, 3 * logits)
+    return max([(text, 0), (compress, 0), (parity, 2 * weights), (dense, weights)], key=sum)
+
+
+def _seconds(
+    arch: Architecture, config: ExportConfig, written: TextMemory | None, sequences: int, length: int, cores: int
+) -> float:
+    rate = FLOPS * cores / 2 / arch.parameters  # tokens a second through the whole model
+    tokens = PARITY_TOKENS + 2 * HELD_OUT * length
+    tokens += 3 * (sequences - HELD_OUT) * length if config.calibrates else 0  # statistics in float64, and on
+    seconds = PACK * arch.parameters + tokens / rate
+    if written is not None:
+        step = 4 * arch.parameters / READ + written.batch / rate
+        step += 0 if written.resident else REREAD * arch.parameters
+        seconds += -(-sequences // written.batch) * length * step
+    return seconds

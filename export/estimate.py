@@ -1,0 +1,102 @@
+"""What an export will give and take, told before it starts: bundle, memory here and on the device, time, speed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgellm.devices.cores import usable_cores
+from edgellm.export.architectures import Architecture
+from edgellm.export.checkpoint import Checkpoint
+from edgellm.export.config import ExportConfig
+from edgellm.export.decoder import head_name
+from edgellm.export.effort import MIB, effort
+from edgellm.export.graph import Placed, decoder_graph
+from edgellm.export.plan import planned
+from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.loading import CHUNK
+
+# Measured with runtime.load and a prefill of SmolLM2-135M: Python, onnxruntime and numpy; the tokenizer a token.
+RUNTIME, TOKENIZER = 60 * MIB, 600
+MANIFEST, MATRIX_ENTRY = 4096, 180  # bytes of edgellm.json: as a whole, and a matrix
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Sizes in bytes. kv: the cache's policy and budget.
+
+    bundle_bytes: all files. weight_bytes: packed weights among them. host_bytes: peak resident memory of the export,
+    of which host_mapped_bytes are mapped files, which the system drops when memory is short. seconds: of the export,
+    rough. device_bytes: peak on the device with a full cache: weights, kv_bytes, and what the runtime itself takes.
+    token_bytes: read for a token while the cache is empty. tokens_per_s: an upper bound, bandwidth over the bytes read,
+    for an empty cache and for a full one; None where the device's bandwidth is not known.
+    """
+
+    device: str
+    kv: str
+    bundle_bytes: int
+    weight_bytes: int
+    kv_bytes: int
+    host_bytes: int
+    host_mapped_bytes: int
+    seconds: float
+    device_bytes: int
+    token_bytes: int
+    tokens_per_s: float | None
+    tokens_per_s_full_cache: float | None
+
+
+def estimate(checkpoint: Checkpoint, config: ExportConfig) -> Estimate:
+    """The estimate of an export, from the checkpoint's header: no weights are read.
+
+    Raises EdgellmError for sizes that cannot be packed, UsageError for a KV policy the model cannot have.
+    """
+    arch, device = checkpoint.architecture, config.device
+    policy = config.policy(arch.context)
+    placed = planned(config, checkpoint)
+    weights = max(at.offset + at.nbytes for at in placed.values())
+    staging = min(CHUNK, arch.context)
+    kv_bytes = CacheLayout(policy, staging, arch.layers, arch.kv_heads, arch.head_dim).nbytes
+    token_bytes = _token_bytes(arch, placed)
+    kept = policy.budget * kv_bytes // (policy.budget + staging)
+    rates: list[float | None] = [None, None]
+    if device.bandwidth_gb_s is not None:
+        rates = [device.bandwidth_gb_s * 1e9 / (token_bytes + cache) for cache in (0, kept)]
+    cost = effort(arch, config, _source_bytes(config.source), weights, usable_cores())
+    return Estimate(
+        device=device.name,
+        kv=str(policy),
+        bundle_bytes=weights + _other_files(checkpoint, placed),
+        weight_bytes=weights,
+        kv_bytes=kv_bytes,
+        host_bytes=cost.memory_bytes,
+        host_mapped_bytes=cost.mapped_bytes,
+        seconds=cost.seconds,
+        device_bytes=RUNTIME + TOKENIZER * arch.vocabulary + weights + kv_bytes + _activations(arch, staging),
+        token_bytes=token_bytes,
+        tokens_per_s=rates[0],
+        tokens_per_s_full_cache=rates[1],
+    )
+
+
+def _token_bytes(arch: Architecture, placed: dict[str, Placed]) -> int:
+    """Every weight but the embedding, of which a token reads one row, unless it is the head too."""
+    row = 0 if head_name(arch) == "embedding" else placed["embedding"].nbytes
+    return sum(at.nbytes for at in placed.values()) - row
+
+
+def _other_files(checkpoint: Checkpoint, placed: dict[str, Placed]) -> int:
+    graph = decoder_graph(checkpoint.architecture, placed).ByteSize()
+    texts = (checkpoint.tokenizer_json(), checkpoint.chat_template or "")
+    matrices = sum(at.format is not None for at in placed.values())
+    return int(graph) + sum(len(text.encode()) for text in texts) + MANIFEST + MATRIX_ENTRY * matrices
+
+
+def _activations(arch: Architecture, staging: int) -> int:
+    """Float32 activations of one prefill chunk in the widest part of a block, and one row of logits, twice."""
+    return 4 * (staging * (4 * arch.hidden + 3 * arch.ff) + 2 * arch.vocabulary)
+
+
+def _source_bytes(source: Path) -> int:
+    files = [source] if source.is_file() else source.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files)
