@@ -15,7 +15,7 @@ from tests.conftest import write_folder
 
 from edgellm.devices.profile import Device, Recipe, load
 from edgellm.export import calibrate, fit
-from edgellm.export.architectures import Architecture
+from edgellm.export.architectures import Architecture, Layer
 from edgellm.export.checkpoint import open_checkpoint
 from edgellm.export.config import ExportConfig, Sparsity
 from edgellm.export.estimate import Estimate, estimate
@@ -23,14 +23,18 @@ from edgellm.export.fit import Room, refuse_unfit, size
 from edgellm.export.packed_source import read_placed
 from edgellm.export.pipeline import export
 from edgellm.export.plan import planned
+from edgellm.export.rope import Rope
 from edgellm.kernels.layout import Format
 from edgellm.runtime.cli import main
 from edgellm.runtime.errors import EdgellmError, UsageError
 
 LLAMA_7B = Architecture(
-    "llama", "Llama 2 7B", 32, 4096, 32, 32, 128, 11008, 32000, 4096, 1e-5, 1e4, "silu", False
+    "llama", "Llama 2 7B", 32, 4096, 32, 32, 128, 11008, 32000, 4096, 1e-5, "silu", False, 128**-0.5,
+    (Layer(Rope(1e4, 128)),) * 32,
 )  # fmt: skip
-LLAMA_70B = replace(LLAMA_7B, layers=80, hidden=8192, heads=64, kv_heads=8, ff=28672)
+LLAMA_70B = replace(
+    LLAMA_7B, layers=80, layers_as=LLAMA_7B.layers_as[:1] * 80, hidden=8192, heads=64, kv_heads=8, ff=28672
+)
 GIGABYTE = 10**9
 
 
