@@ -42,7 +42,7 @@ type: $(VENV)/.ready ## mypy, strict
 	MYPYPATH=build/view $(BIN)/mypy -p edgellm.export -p edgellm.runtime -p edgellm.kernels -p edgellm.devices
 
 bench: $(VENV)/.ready $(MODEL) ## measure speed, memory and perplexity of the recipes; JSON under build/bench
-	$(BIN)/python -m tests.benchmarks.recipes $(MODEL) -o build/bench/recipes.json
+	$(BIN)/python -m tests.benchmarks.recipes $(MODEL) $(BENCH) -o build/bench/recipes.json
 
 wheel: ## one wheel for every Python on this platform, the native library inside
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/dist .
