@@ -36,8 +36,9 @@ def nm_matmul(x: F32, tiles: NDArray[np.uint8], f: Format, activation: str = "no
     """NMMatMul: y = x W^T for x [T, k_in] -> y [T, n_out].
 
     With an activation, W's outputs are 16 gate, 16 up, 16 gate, … and y = act(gate) * up, [T, n_out/2].
-    Implementations quantize x to 16 bits per row and 64 inputs: 15 bits of precision within a group, so that a
-    30-layer model's logits stay within 1e-3 of these (8 bits were tried: 5e-2, and greedy text differs).
+    Implementations quantize x to 16 bits per row and 64 inputs, and what that leaves over once more where one input
+    dwarfs the others, so that a 30-layer model's logits stay within 1e-3 of these (8 bits were tried: 5e-2, and greedy
+    text differs).
     """
     y = x @ dequantize(unpack(tiles, f)).T
     if activation == "none":

@@ -4,6 +4,9 @@
 //                                   + minimum'[o, g] * sum_i x[i]                    (zero = "min" only)
 //
 // x becomes int16 once; every panel of 16 outputs is then independent. A tile is unpacked once for a block of rows.
+// Where one input dwarfs the others of its 64 (the massive activations of attention sinks, arXiv 2402.17762), what
+// rounding left over becomes a second int16 plane, added by a second pass: rare, and 15 bits of the rest are kept.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -16,17 +19,21 @@ namespace {
 
 constexpr int kRowBlock = 64;           // rows that share an unpacked tile: x, acc and the tile stay in L1
 constexpr size_t kTaskBytes = 1 << 15;  // weight bytes times rows worth a task
+constexpr float kDwarfed = 64;          // times the others' root mean square: above, a second plane
 
-// Activations as int16: q [tile][row][64], scale [tile][row], sum [tile][group of 32][row].
+// Activations as int16: q [tile][row][64], scale [tile][row], sum [tile][group of 32][row]. rest and rest_scale, like q
+// and scale, are the second plane; rest_scale is 0 where there is none.
 struct Rows {
-  std::vector<int16_t> q;
-  std::vector<float> scale, sum;
+  std::vector<int16_t> q, rest;
+  std::vector<float> scale, rest_scale, sum;
   int64_t rows = 0;
 
   void quantize(const float* x, int64_t count, int64_t tiles, const Isa& isa, const Pool& pool) {
     rows = count;
     q.resize(size_t(tiles * rows * kTile));
+    rest.resize(q.size());
     scale.resize(size_t(tiles * rows));
+    rest_scale.resize(scale.size());
     sum.resize(size_t(2 * tiles * rows));
     const int64_t step = rows < 16 ? rows : 16;
     auto some = [&](size_t task) {
@@ -40,11 +47,20 @@ struct Rows {
  private:
   void one(const float* x, int64_t tile, int64_t row, const Isa& isa) {
     const int64_t at = tile * rows + row;
-    scale[size_t(at)] = isa.quantize(x, &q[size_t(at * kTile)]);
+    int16_t* codes = &q[size_t(at * kTile)];
+    const float step = scale[size_t(at)] = isa.quantize(x, codes);
+    float squares = 0;
     for (int half = 0; half < 2; ++half) {
-      int32_t total = 0;
-      for (int i = 0; i < 32; ++i) total += q[size_t(at * kTile + 32 * half + i)];
-      sum[size_t((2 * tile + half) * rows + row)] = float(total) * scale[size_t(at)];
+      float total = 0;
+      for (int i = 32 * half; i < 32 * half + 32; ++i) total += x[i], squares += x[i] * x[i];
+      sum[size_t((2 * tile + half) * rows + row)] = total;
+    }
+    const float most = 32767 * step, others = std::sqrt(std::fmax(0.0f, squares - most * most) / (kTile - 1));
+    rest_scale[size_t(at)] = 0;
+    if (most > kDwarfed * others && std::isfinite(squares)) {
+      float left[kTile];
+      for (int i = 0; i < kTile; ++i) left[i] = x[i] - step * float(codes[i]);
+      rest_scale[size_t(at)] = isa.quantize(left, &rest[size_t(at * kTile)]);
     }
   }
 };
@@ -59,12 +75,18 @@ void panel_times_rows(const Format& f, const uint8_t* panel, const Rows& x, int6
   for_tiles(f, panel, isa, [&](int64_t tile, const uint8_t* bytes, const TileScales& s) {
     isa.unpack(f, bytes, weight, masked_minimum ? kept : nullptr);
     const int64_t at = tile * x.rows + first;
+    const float* rest_scale = &x.rest_scale[size_t(at)];
+    const bool second = std::any_of(rest_scale, rest_scale + count, [](float scale) { return scale > 0; });
     for (int g = 0; g < groups; ++g) {
-      const int16_t* q = &x.q[size_t(at * kTile)] + 4 * quads * g;
       const int skip = g * quads * kPanel * 4;
-      isa.accumulate(weight + skip, quads, s.scale[g], q, &x.scale[size_t(at)], count, acc);
+      auto both_planes = [&](const int8_t* by, const float* scale) {
+        const size_t from = size_t(at * kTile + 4 * quads * g);
+        isa.accumulate(by + skip, quads, scale, &x.q[from], &x.scale[size_t(at)], count, acc);
+        if (second) isa.accumulate(by + skip, quads, scale, &x.rest[from], rest_scale, count, acc);
+      };
+      both_planes(weight, s.scale[g]);
       if (masked_minimum) {
-        isa.accumulate(kept + skip, quads, s.minimum[g], q, &x.scale[size_t(at)], count, acc);
+        both_planes(kept, s.minimum[g]);
       } else if (f.minimum) {
         for (int half = 2 / groups * g; half < 2 / groups * (g + 1); ++half) {
           const float* sum = &x.sum[size_t((2 * tile + half) * x.rows + first)];

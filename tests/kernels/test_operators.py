@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edgellm.export.pack import pack
@@ -45,6 +45,27 @@ def test_matmul(isa: str, f: Format, rows: int, seed: int) -> None:
     expected = reference.nm_matmul(x, tiles, f)
     assert got.shape == expected.shape
     assert (np.abs(got - expected) <= bound(x, f, tiles)).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(f=formats(), rows=st.sampled_from([1, 2, 67]), seed=st.integers(0, 2**32 - 1))
+def test_massive_activations_leave_the_others_exact(isa: str, f: Format, rows: int, seed: int) -> None:
+    """One input of 1e5 beside ones of size 1, whose weights are 0: the others' product must not be rounded away."""
+    assume(f.zero == "symmetric" or f.bits == 4)  # 8 bits with a minimum: +128 and -128 times 1e5 cancel in float32
+    rng = np.random.default_rng(seed)
+    q = random_matrix(rng, f)
+    zero = f.zero_point if q.minimum is None else 0
+    channel = int(rng.integers(f.k_in))
+    q.code[:, channel] = zero
+    if q.minimum is not None:
+        q.minimum[:, channel // f.group] = 0
+    tiles = pack(q)
+    x = rng.normal(size=(rows, f.k_in)).astype(np.float32)
+    x[rows // 2, channel] = 1e5
+    (got,) = run("NMMatMul", [x, tiles], ["float32"], **f.attributes(), activation="none")
+    expected = reference.nm_matmul(x, tiles, f)
+    size = np.abs(x[rows // 2].clip(-10, 10)) @ np.abs(dequantize(q)).T
+    assert (np.abs(got[rows // 2] - expected[rows // 2]) <= 1e-4 * size + 1e-6).all()
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
