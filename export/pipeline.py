@@ -56,6 +56,7 @@ def export(
     nor this machine, a bundle that strays from the torch model. Nothing that loads is left behind then.
     """
     # 1. Open, and refuse early what cannot work.
+    unwritten = PartialBundle(config.out, config.force)
     checkpoint = open_checkpoint(config.source)
     arch = checkpoint.architecture
     config.check(arch)
@@ -66,7 +67,7 @@ def export(
     refuse_unfit(checkpoint, config, expected)
     # 2. Text: to calibrate on, and a held-out rest to measure with.
     text, calibration = _text(config, checkpoint, progress)
-    with PartialBundle(config.out, config.force) as bundle:
+    with unwritten as bundle:
         writing = _Writing(config, checkpoint, bundle)
         # 3. Embedding and head, then layer by layer: calibrate, prune, quantize, pack. One block in memory at a time.
         progress("embedding", 0, 1)

@@ -158,8 +158,8 @@ def test_parity_fails_on_few_equal_texts() -> None:
 def test_an_existing_folder_is_kept_unless_forced(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     make_bundle(tiny_model, out, bits=8)
-    with pytest.raises(EdgellmError, match="already exists"):
-        make_bundle(tiny_model, out, bits=4)
+    with pytest.raises(EdgellmError, match="already exists"):  # told before the source is even opened
+        make_bundle(tmp_path / "nothing", out, bits=4)
     assert make_bundle(tiny_model, out, bits=4, force=True)["recipe"]["bits"] == 4
     assert load(out, verify=True).manifest.recipe.bits == 4
     mine = tmp_path / "photos"
