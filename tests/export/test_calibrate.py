@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import ROOT
 from tokenizers import Tokenizer
 
 from edgellm.export import calibrate, decoder
 from edgellm.export.checkpoint import open_checkpoint
 from edgellm.runtime.errors import EdgellmError
 
-C4 = Path("/work/shared/data/c4-300.json")
+C4 = ROOT.parent / "shared" / "data" / "c4-300.json"
 
 
 def test_statistics_equal_what_hooks_on_transformers_see(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

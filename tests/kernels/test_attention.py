@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,18 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.kernels import reference
-from edgellm.kernels.library import instruction_set, use_instruction_set
 from edgellm.kernels.reference import FULL, WINDOW, Cache
 from tests.kernels.operators import run
-
-
-@pytest.fixture(params=["portable", "avx2"], scope="module")
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = instruction_set()
-    if not use_instruction_set(request.param):
-        pytest.skip(f"this processor or build has no {request.param}")
-    yield request.param
-    use_instruction_set(before)
 
 
 @dataclass

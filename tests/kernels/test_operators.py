@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -12,18 +10,8 @@ from hypothesis import strategies as st
 from edgellm.export.pack import pack
 from edgellm.kernels import reference
 from edgellm.kernels.layout import Format, dequantize, unpack
-from edgellm.kernels.library import instruction_set, use_instruction_set
 from tests.kernels.operators import random_matrix, run
 from tests.kernels.test_pack import formats
-
-
-@pytest.fixture(params=["portable", "avx2"], scope="module")
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = instruction_set()
-    if not use_instruction_set(request.param):
-        pytest.skip(f"this processor or build has no {request.param}")
-    yield request.param
-    use_instruction_set(before)
 
 
 def bound(x: np.ndarray, f: Format, tiles: np.ndarray) -> np.ndarray:

@@ -1,0 +1,18 @@
+"""Every test that asks for `isa` runs once an instruction set that this build and processor have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from edgellm.kernels.library import instruction_set, use_instruction_set
+
+
+@pytest.fixture(params=["portable", "avx2"], scope="module")
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = instruction_set()
+    if not use_instruction_set(request.param):
+        pytest.skip(f"this processor or build has no {request.param}")
+    yield request.param
+    use_instruction_set(before)
