@@ -73,7 +73,7 @@ NEEDED := onnxruntime numpy tokenizers safetensors jinja2 markupsafe click rich 
 SPARE  := libonnxruntime.so.* ../quantization ../tools ../transformers ../datasets ../backend
 device: wheel ## the runtime and what it needs as one folder to copy to a board (under 120 MB)
 	rm -rf $(DEVICE)
-	$(PYTHON) -m pip install --quiet --no-compile --no-deps --target $(DEVICE) $(NEEDED) build/dist/edgellm-*.whl
+	$(PYTHON) -m pip install --quiet --no-compile --no-deps --target $(DEVICE) $(NEEDED) build/dist/edgellm-*-linux_$(shell uname -m).whl
 	cd $(DEVICE)/onnxruntime/capi && rm -rf $(SPARE)
 	rm -rf $(DEVICE)/edgellm/export
 	@du -sm --apparent-size $(DEVICE)
