@@ -12,6 +12,7 @@ import torch
 from tests.bundles import make_bundle
 from tests.conftest import TEMPLATE, tiny_tokenizer
 
+from edgellm.export.architectures import MATRICES
 from edgellm.export.checkpoint import open_checkpoint
 from edgellm.export.decoder import forward
 from edgellm.export.family import families, supported
@@ -96,8 +97,11 @@ def test_bundles_match_torch(name: str, tmp_path: Path) -> None:
 
 def test_every_type_of_the_table_is_tested() -> None:
     assert set(supported()) == {name.split()[0] for name in MODELS}
+    always = {"embedding", "head", "norm", *MATRICES, "attention_norm", "mlp_norm"}
     for family in families().values():
-        assert set(family.gguf) <= set(family.gguf)
+        after = {"post_attention_norm", "post_mlp_norm"} if family.switch("post_norms") else set()
+        for names in (family.hf, family.gguf):
+            assert set(names) >= always | after, family.name
 
 
 @pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -27,7 +27,6 @@ class Layer:
     rotary: int = 0
     window: int = 0
     softcap: float = 0.0
-    seen: list[tuple[int, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         shape = (self.kv_heads, self.budget + self.staging, self.head_dim)
