@@ -17,8 +17,8 @@ from edgellm.runtime.errors import CheckpointError
 class Source(Protocol):
     """Whatever gives weights by canonical name (architectures.py): a checkpoint, a packed bundle, a test's dict."""
 
-    def matrix(self, name: str) -> torch.Tensor:
-        """float32 [out, in]."""
+    def matrix(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """float32 [out, in], or these rows of it."""
 
     def vector(self, name: str) -> torch.Tensor:
         """float32 [length]."""
@@ -31,8 +31,8 @@ class _File(Protocol):
     chat_template: str | None
 
     def tokenizer_json(self) -> str: ...
-    def read(self, name: str) -> torch.Tensor: ...
-    def stored(self, name: str) -> Quantized | None: ...
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor: ...
+    def stored(self, name: str, rows: slice | None = None) -> Quantized | None: ...
     def stored_format(self, name: str) -> Format | None: ...
 
 
@@ -55,20 +55,23 @@ class Checkpoint:
         """tokenizer.json's text. Raises CheckpointError for a GGUF vocabulary that cannot be rebuilt."""
         return self._file.tokenizer_json()
 
-    def matrix(self, name: str) -> torch.Tensor:
-        """A matrix by canonical name, float32 [out, in], a fresh copy. Raises CheckpointError for NaN or infinities."""
-        return self._finite(name)
+    def matrix(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A matrix by canonical name, float32 [out, in] or these rows of it, a fresh copy.
+
+        Raises CheckpointError for NaN or infinities.
+        """
+        return self._finite(name, rows)
 
     def vector(self, name: str) -> torch.Tensor:
         """A vector by canonical name, float32 [length], a fresh copy. Raises CheckpointError for NaN or infinities."""
         return self._finite(name)
 
-    def stored(self, name: str) -> Quantized | None:
+    def stored(self, name: str, rows: slice | None = None) -> Quantized | None:
         """The file's own Q4_0, Q4_1 or Q8_0 blocks (groups of 32) without loss: dequantizing gives `matrix` exactly.
 
         None where the file holds something else. Raises CheckpointError for NaN or infinite scales.
         """
-        found = self._file.stored(name)
+        found = self._file.stored(name, rows)
         if found is not None:
             for halves in (found.scale, found.minimum):
                 if halves is not None and not torch.isfinite(torch.from_numpy(halves)).all():
@@ -79,8 +82,8 @@ class Checkpoint:
         """The format that `stored` would give, without reading the tensor."""
         return self._file.stored_format(name)
 
-    def _finite(self, name: str) -> torch.Tensor:
-        weight = self._file.read(name)
+    def _finite(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        weight = self._file.read(name, rows)
         if not torch.isfinite(weight).all():
             raise _not_finite(self.source_name, name)
         return weight

@@ -80,6 +80,8 @@ def command(
         except OSError as error:
             what = f"cannot read or write {error.filename or 'the bundle'}: {error.strerror or error}"
             raise EdgellmError(what, "Nothing was written. Free some space or give another OUT.") from error
+        except KeyboardInterrupt:
+            raise EdgellmError("interrupted", "The same command goes on after the last finished layer.") from None
     if as_json:
         print_json({**facts, "estimate": asdict(told[0])})
         return

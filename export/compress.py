@@ -19,14 +19,16 @@ from edgellm.kernels.layout import Quantized, dequantize
 _Stats = Mapping[str, Tensor] | None
 
 
-def compress(config: ExportConfig, checkpoint: Checkpoint, name: str, stats: _Stats = None) -> Quantized:
-    """The matrix of this canonical name, quantized: the file's own blocks bit for bit unless it is pruned or another
-    width is asked for. stats: calibrate.statistics of its layer, for methods that need them."""
+def compress(
+    config: ExportConfig, checkpoint: Checkpoint, name: str, stats: _Stats = None, rows: slice | None = None
+) -> Quantized:
+    """The matrix of this canonical name, or these rows of it, quantized: the file's own blocks bit for bit unless it is
+    pruned or another width is asked for. stats: calibrate.statistics of its layer, for methods that need them."""
     if not config.prunes(name) and config.width(name) is None:
-        stored = checkpoint.stored(name)
+        stored = checkpoint.stored(name, rows)
         if stored is not None:
             return stored
-    return rounded(config, name, checkpoint.matrix(name), stats)
+    return rounded(config, name, checkpoint.matrix(name, rows), stats)
 
 
 def rounded(config: ExportConfig, name: str, weight: Tensor, stats: _Stats = None) -> Quantized:

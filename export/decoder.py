@@ -16,12 +16,12 @@ from torch.nn import functional
 from edgellm.export.architectures import MATRICES, Architecture, Layer
 from edgellm.export.checkpoint import Source
 from edgellm.export.rope import Rope
+from edgellm.export.vocabulary import embed, head_logits, head_losses
 
 Block = dict[str, Tensor]  # role -> float32 tensor, of one layer
 Record = Callable[[str, Tensor], None]
 
 TOKENS_AT_ONCE = 2048  # of a forward pass through one block
-ROWS_AT_ONCE = 256  # of logits
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu_tanh": lambda gate: functional.gelu(gate, approximate="tanh"),
@@ -129,20 +129,9 @@ def block_forward(
     return x + added("post_mlp_norm", linear("down", inner))
 
 
-def embed(arch: Architecture, embedding: Tensor, ids: Tensor) -> Tensor:
-    """Rows of the embedding [vocabulary, hidden], scaled: int64 [...] -> float32 [..., hidden]."""
-    return functional.embedding(ids, embedding) * arch.embedding_scale
-
-
-def head_logits(arch: Architecture, x: Tensor, norm: Tensor, head: Tensor) -> Tensor:
-    """Final norm and output head: [..., hidden] -> [..., vocabulary]."""
-    logits = functional.linear(rms_norm(x, norm, arch.norm_eps), head)
-    return arch.final_softcap * torch.tanh(logits / arch.final_softcap) if arch.final_softcap else logits
-
-
-def head_name(arch: Architecture) -> str:
-    """The canonical name of the output head's matrix."""
-    return "embedding" if arch.tied else "head"
+def final_norm(arch: Architecture, source: Source, x: Tensor) -> Tensor:
+    """What the output head reads: [..., hidden] -> [..., hidden]."""
+    return rms_norm(x, source.vector("norm"), arch.norm_eps)
 
 
 @torch.no_grad()
@@ -158,15 +147,14 @@ def propagate(arch: Architecture, layer: int, weights: Block, x: Tensor, record:
 def hidden_states(arch: Architecture, source: Source, ids: list[Tensor]) -> list[Tensor]:
     """The last block's output for several batches int64 [N, T] (T may differ): float32 [N, T, hidden] each.
 
-    Every block is loaded once. Memory: one block, the embedding while it is read, and the hidden states.
+    Every block is loaded once. Memory: one block and the hidden states.
     """
-    embedding = source.matrix("embedding")
-    states = [embed(arch, embedding, batch) for batch in ids]
-    del embedding
+    states = [embed(arch, source, batch) for batch in ids]
     for layer in range(arch.layers):
         block = load_block(arch, source, layer)
         for state in states:
             propagate(arch, layer, block, state)
+        del block  # before the next one is read
     return states
 
 
@@ -174,7 +162,7 @@ def hidden_states(arch: Architecture, source: Source, ids: list[Tensor]) -> list
 def forward(arch: Architecture, source: Source, ids: Tensor) -> Tensor:
     """Logits of int64 ids [B, T]: float32 [B, T, vocabulary], block by block."""
     state = hidden_states(arch, source, [ids])[0]
-    return head_logits(arch, state, source.vector("norm"), source.matrix(head_name(arch)))
+    return head_logits(arch, source, final_norm(arch, source, state))
 
 
 @torch.no_grad()
@@ -187,19 +175,12 @@ def window_losses(arch: Architecture, source: Source, ids: Tensor, window: int) 
     batches = [ids[: whole * window].view(whole, window)] if whole else []
     if ids.numel() - whole * window >= 2:
         batches.append(ids[whole * window :].view(1, -1))
-    norm, head = source.vector("norm"), source.matrix(head_name(arch))
-    sums, counts = [], []
-    for batch, states in zip(batches, hidden_states(arch, source, batches), strict=True):
-        for row, state in zip(batch, states, strict=True):
-            total = 0.0
-            for start in range(0, len(row) - 1, ROWS_AT_ONCE):
-                end = min(start + ROWS_AT_ONCE, len(row) - 1)
-                logits = head_logits(arch, state[start:end], norm, head)
-                losses = functional.cross_entropy(logits, row[start + 1 : end + 1], reduction="none")
-                total += float(losses.double().sum())
-            sums.append(total)
-            counts.append(len(row) - 1)
-    return torch.tensor(sums, dtype=torch.float64), torch.tensor(counts)
+    states = [state for batch in hidden_states(arch, source, batches) for state in batch]
+    following = [row[1:] for batch in batches for row in batch]
+    normed = [final_norm(arch, source, state[:-1]) for state in states]
+    losses = head_losses(arch, source, normed, following)
+    sums = torch.tensor([float(loss.sum()) for loss in losses], dtype=torch.float64)
+    return sums, torch.tensor([len(ids) for ids in following])
 
 
 def perplexity(arch: Architecture, source: Source, ids: Tensor, window: int) -> float:

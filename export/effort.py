@@ -12,15 +12,16 @@ from edgellm.export.architectures import MATRICES, Architecture
 from edgellm.export.calibrate import TextMemory, text_memory
 from edgellm.export.config import HELD_OUT, ExportConfig
 from edgellm.export.decoder import TOKENS_AT_ONCE
-from edgellm.runtime.loading import CHUNK
+from edgellm.export.verify import LOGITS_AT_ONCE
+from edgellm.export.vocabulary import SLAB
 
 MIB = 1 << 20
-IMPORTS = 160 * MIB  # torch, onnxruntime, onnx, tokenizers
-LIBRARIES = 115 * MIB  # their mapped code
+IMPORTS = 180 * MIB  # torch, onnxruntime, onnx, tokenizers
+LIBRARIES = 85 * MIB  # their mapped code
 VOCABULARY = 1800  # bytes a token: the vocabulary and its merges as Python strings, and the tokenizer
-RETURNED = 32 * MIB  # glibc gives larger blocks back to the system at once, smaller ones stay in its heap
+UNPACKING = 80 * MIB  # of the few million weights that are unpacked or rounded at once
+SLABS = 2 * 4 * SLAB  # of the vocabulary: in pieces, and joined
 SESSION = 90 * MIB  # ONNX Runtime, the tokenized text, the cache as far as parity fills it
-PRUNING = 200 * MIB  # float64 scores and sorted indices of one slab of weights (prune.py)
 
 FLOPS = 4e10  # of float32 products, a second and core
 READ = 5e9  # bytes a second, of a model that passes once a step
@@ -39,13 +40,13 @@ class Effort:
     seconds: float
 
 
-def effort(arch: Architecture, config: ExportConfig, source_bytes: int, weight_bytes: int, cores: int) -> Effort:
-    """source_bytes: the checkpoint's weights on disk; weight_bytes: model.onnx.data's; cores: of this machine."""
+def effort(arch: Architecture, config: ExportConfig, weight_bytes: int, cores: int) -> Effort:
+    """weight_bytes: model.onnx.data's; cores: of this machine."""
     sequences, length = config.text_shape(arch.context)
     written = text_memory(arch, sequences, length) if config.calibration is None else None
     anonymous, files = _peak(arch, config, written, sequences, length, weight_bytes)
+    mapped = LIBRARIES + files
     base = IMPORTS + VOCABULARY * arch.vocabulary
-    mapped = LIBRARIES + source_bytes + files
     return Effort(base + anonymous + mapped, mapped, _seconds(arch, config, written, sequences, length, cores))
 
 
@@ -54,29 +55,21 @@ def _peak(
 ) -> tuple[int, int]:
     """(anonymous, mapped from the bundle) bytes of the hungriest phase, beyond what every phase has."""
     matrices = [4 * rows * columns for rows, columns in map(arch.shape, MATRICES)]
-    block, pair = sum(matrices), 2 * 4 * arch.ff * arch.hidden
-    embedding = 4 * arch.vocabulary * arch.hidden
+    block = sum(matrices)
+    reading = block + max(matrices) + UNPACKING  # the last matrix in pieces and joined
+    text = 0
+    if written is not None:
+        held = arch.layers * block + 4 * arch.vocabulary * arch.hidden if written.resident else reading + SLABS
+        text = held + written.cache_bytes + 2 * 4 * written.batch * arch.vocabulary  # logits and their softmax
+    states = 4 * (sequences - HELD_OUT) * length * arch.hidden if config.calibrates else 0
     attention = (arch.heads + 2 * arch.kv_heads) * arch.head_dim
     passing = 4 * TOKENS_AT_ONCE * (4 * arch.hidden + 2 * attention + 4 * arch.ff)
-    # Reading a matrix makes float32 twice: dequantized, and in Hugging Face's order or scaled.
-    text, heap = 0, 0
-    if written is not None:
-        in_memory = arch.layers if written.resident else 1
-        logits = 2 * 4 * written.batch * arch.vocabulary  # and their softmax
-        text = in_memory * block + written.cache_bytes + max(2 * embedding, embedding + logits)
-        heap = written.cache_bytes + in_memory * sum(size for size in matrices if size < RETURNED)
-    # From here on small pieces come from the heap that freed blocks left, where they left one.
+    # Beside a block in float32: its codes, scales and masks.
+    compress = states + (passing + block * 3 // 2 + UNPACKING if config.calibrates else block // 2 + max(matrices))
     positions = 4 * arch.layers * arch.kv_heads * arch.context  # of the full cache that parity runs with
-    heap = max(heap, passing + block + SESSION + positions)
-    states = 4 * (sequences - HELD_OUT) * length * arch.hidden if config.calibrates else 0
-    slab = PRUNING if config.sparsity.method != "none" else 0
-    compress = states + heap + max(2 * embedding, block + pair + slab)
-    # PackedSource reads gate and up as one matrix; ONNX Runtime and torch's side map the bundle each.
-    parity = states + heap + max(2 * embedding, block + 2 * pair)
-    # The head stays while the blocks pass, and the session keeps its last chunk of logits.
-    logits = 4 * CHUNK * arch.vocabulary
-    dense = states + heap + logits + embedding + max(2 * embedding, block + pair, 3 * logits)
-    return max([(text, 0), (compress, 0), (parity, 2 * weights), (dense, weights)], key=sum)
+    parity = SESSION + positions + max(reading, LOGITS_AT_ONCE + SLABS + UNPACKING)
+    dense = max(reading, block + passing) + 4 * HELD_OUT * length * arch.hidden
+    return max([(text, 0), (compress, 0), (parity, weights), (dense, 0)], key=sum)
 
 
 def _seconds(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from edgellm.devices.cores import usable_cores
 from edgellm.export.architectures import Architecture
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
-from edgellm.export.decoder import head_name
 from edgellm.export.effort import MIB, effort
 from edgellm.export.graph import Placed, decoder_graph
 from edgellm.export.plan import planned
+from edgellm.export.vocabulary import head_name
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.loading import CHUNK
 
@@ -62,7 +61,7 @@ def estimate(checkpoint: Checkpoint, config: ExportConfig) -> Estimate:
     rates: list[float | None] = [None, None]
     if device.bandwidth_gb_s is not None:
         rates = [device.bandwidth_gb_s * 1e9 / (token_bytes + cache) for cache in (0, kept)]
-    cost = effort(arch, config, _source_bytes(config.source), weights, usable_cores())
+    cost = effort(arch, config, weights, usable_cores())
     return Estimate(
         device=device.name,
         kv=str(policy),
@@ -95,8 +94,3 @@ def _other_files(checkpoint: Checkpoint, placed: dict[str, Placed]) -> int:
 def _activations(arch: Architecture, staging: int) -> int:
     """Float32 activations of one prefill chunk in the widest part of a block, and one row of logits, twice."""
     return 4 * (staging * (4 * arch.hidden + 3 * arch.ff) + 2 * arch.vocabulary)
-
-
-def _source_bytes(source: Path) -> int:
-    files = [source] if source.is_file() else source.glob("*.safetensors")
-    return sum(file.stat().st_size for file in files)

@@ -41,11 +41,12 @@ class Room:
     disk: int | None
 
     @staticmethod
-    def of(config: ExportConfig) -> Room:
-        """What there is now; what this process already has counts as free for it."""
+    def of(config: ExportConfig, written: int = 0) -> Room:
+        """What there is now; what this process, and a killed export's files, already have counts as free for it."""
         free = available_bytes()
         host = None if free is None else free + peak_rss_bytes()
-        return Room(config.device.usable_bytes, host, _free_disk(config.out))
+        disk = _free_disk(config.out)
+        return Room(config.device.usable_bytes, host, None if disk is None else disk + written)
 
     def short(self, expected: Estimate) -> str | None:
         """The first of "device", "disk" and "host" that is too small for an export, or None."""
@@ -66,9 +67,12 @@ def need(expected: Estimate, name: str) -> int:
     }[name]
 
 
-def refuse_unfit(checkpoint: Checkpoint, config: ExportConfig, expected: Estimate) -> None:
-    """Raise EdgellmError with what is needed, what there is, and up to three options that were estimated to fit."""
-    room = Room.of(config)
+def refuse_unfit(checkpoint: Checkpoint, config: ExportConfig, expected: Estimate, written: int = 0) -> None:
+    """Raise EdgellmError with what is needed, what there is, and up to three options that were estimated to fit.
+
+    written: bytes on the disk that a killed export to the same place left.
+    """
+    room = Room.of(config, written)
     short = room.short(expected)
     if short is None:
         return

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import mmap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from edgellm.runtime.errors import CheckpointError
 
 _DAMAGED = "Download or convert the file again."
 _BLOCK = 32
+_WEIGHTS_AT_ONCE = 1 << 22
 _STORED = {"Q4_0": (4, "symmetric"), "Q4_1": (4, "min"), "Q8_0": (8, "symmetric")}
 
 
@@ -31,7 +34,7 @@ class GgufSource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.metadata, self._tensors = _read(path)
+        self.metadata, self._tensors, self._map = _read(path)
         self._family = gguf_family(str(self.metadata.get("general.architecture", "")))
         self.architecture = gguf_facts.architecture(self.metadata, self._tensors, self._family, path)
         self.name = self.architecture.name
@@ -44,40 +47,45 @@ class GgufSource:
         """tokenizer.json's text, built from the file's vocabulary. Raises CheckpointError for an unknown kind."""
         return tokenizer.from_gguf(self.metadata)
 
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor by canonical name, float32 [out, in] or [length]. Raises CheckpointError for an unreadable type."""
-        tensor, data = self._rows(name)
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A tensor by canonical name, float32 [out, in] or [length], or these rows of it.
+
+        Raises CheckpointError for an unreadable type.
+        """
+        tensor, data = self._rows(name, rows)
+        columns = self.architecture.shape(name)[1]
+        weight = np.empty((len(data), columns) if columns else len(data), np.float32)
+        step = max(1, _WEIGHTS_AT_ONCE // max(1, columns))  # unpacking takes several times what it gives
         try:
             with np.errstate(all="ignore"):  # whoever reads checks for NaN and infinities
-                weight = gguf.quants.dequantize(data, tensor.tensor_type)
+                for start in range(0, len(data), step):
+                    part = slice(start, start + step)
+                    weight[part] = gguf.quants.dequantize(data[part], tensor.tensor_type)
         except NotImplementedError:
             raise CheckpointError(
                 f"{self.path.name}: {tensor.name} is of type {tensor.tensor_type.name}, which gguf cannot dequantize",
                 "Use a file in another quantization, such as Q4_1, Q8_0 or F16.",
             ) from None
-        order = self._order(name)
-        weight = np.array(weight, np.float32) if order is None else weight[order].astype(np.float32)
         return torch.from_numpy(weight)
 
-    def stored(self, name: str) -> Quantized | None:
+    def stored(self, name: str, rows: slice | None = None) -> Quantized | None:
         """The file's own blocks as codes and scales, exactly; None for a type or a size that tiles cannot hold."""
-        form = self.stored_format(name)
-        if form is None:
+        whole = self.stored_format(name)
+        if whole is None:
             return None
-        raw, order = self._rows(name)[1], self._order(name)
-        rows, columns, bits, zero = form.n_out, form.k_in, form.bits, form.zero
-        data = raw if order is None else raw[order]
-        blocks = data.reshape(rows, columns // _BLOCK, -1)
-        heads = 2 if zero == "min" else 1
+        data = self._rows(name, rows)[1]
+        form = replace(whole, n_out=len(data))
+        blocks = data.reshape(form.n_out, form.k_in // _BLOCK, -1)
+        heads = 2 if form.zero == "min" else 1
         halves = np.ascontiguousarray(blocks[:, :, : 2 * heads]).view(np.float16)
         codes = blocks[:, :, 2 * heads :]
         # 4 bits: byte j holds weight j low and weight j + 16 high. 8 bits: signed, so flipping the top bit adds 128.
-        code = codes ^ np.uint8(128) if bits == 8 else np.concatenate([codes & 15, codes >> 4], axis=-1)
+        code = codes ^ np.uint8(128) if form.bits == 8 else np.concatenate([codes & 15, codes >> 4], axis=-1)
         return Quantized(
             form,
-            np.ascontiguousarray(code.reshape(rows, columns)),
+            np.ascontiguousarray(code.reshape(form.n_out, form.k_in)),
             np.ascontiguousarray(halves[:, :, 0]),
-            np.ascontiguousarray(halves[:, :, 1]) if zero == "min" else None,
+            np.ascontiguousarray(halves[:, :, 1]) if form.zero == "min" else None,
         )
 
     def stored_format(self, name: str) -> Format | None:
@@ -89,12 +97,17 @@ class GgufSource:
         bits, zero = _STORED[kind]
         return Format(rows, columns, bits, _BLOCK, zero)
 
-    def _rows(self, name: str) -> tuple[Any, NDArray[Any]]:
-        """The tensor that holds `name`, and its rows of it as stored."""
+    def _rows(self, name: str, rows: slice | None = None) -> tuple[Any, NDArray[Any]]:
+        """The tensor that holds `name`, and a copy of its rows as stored, in Hugging Face's order."""
         at = locate(self._family.gguf, name, self.architecture)
-        tensor = self._tensors[at.tensor]
-        data = np.asarray(tensor.data)
-        return tensor, data if at.rows is None else data[at.first : at.first + at.rows]
+        tensor, order = self._tensors[at.tensor], self._order(name)
+        mapped = np.asarray(tensor.data)
+        data = mapped if at.rows is None else mapped[at.first : at.first + at.rows]
+        part = slice(0, len(data)) if rows is None else rows
+        copy = np.array(data[part] if order is None else data[order[part]])
+        # Pages that were read would stay in this process's memory, the whole file in the end.
+        self._map.madvise(mmap.MADV_DONTNEED)
+        return tensor, copy
 
     def _order(self, name: str) -> NDArray[np.intp] | None:
         """Which of the file's rows each row of Hugging Face's order is: [head, half, 2] against [head, 2, half]."""
@@ -157,7 +170,7 @@ class _Reader(gguf.GGUFReader):  # type: ignore[misc]
         return at - orig_offs, parts, list(range(count)), types
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], mmap.mmap]:
     size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
@@ -184,4 +197,4 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 f"{path.name} is truncated: {tensor.name} ends at byte {tensor.data_offset + tensor.n_bytes} of {size}",
                 _DAMAGED,
             )
-    return metadata, {tensor.name: tensor for tensor in reader.tensors}
+    return metadata, {tensor.name: tensor for tensor in reader.tensors}, reader.data._mmap

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,44 @@ from torch import Tensor
 from edgellm.export.graph import Placed
 from edgellm.kernels.layout import PANEL, Format, dequantize, unpack
 
+_WEIGHTS_AT_ONCE = 1 << 22
+
 
 class PackedSource:
-    """Weights by canonical name (checkpoint.Source), read from the mapped data file and dequantized on demand."""
+    """Weights by canonical name (checkpoint.Source), read from the data file and dequantized on demand."""
 
     def __init__(self, data: Path, placed: Mapping[str, Placed]) -> None:
-        self._data = np.memmap(data, np.uint8, "r")
+        self._data = data
         self._placed = placed
 
-    def matrix(self, name: str) -> Tensor:
-        """float32 [out, in]; gate and up are the halves of each 32 outputs of "gate_up" (pack.interleave)."""
+    def matrix(self, name: str, rows: slice | None = None) -> Tensor:
+        """float32 [out, in] or these rows of it; gate and up are the halves of each 32 outputs of "gate_up"
+        (pack.interleave)."""
         layer, _, role = name.rpartition(".")
-        if role in ("gate", "up"):
-            both = self._read(f"{layer}.gate_up")
-            return both.view(-1, 2, PANEL, both.shape[1])[:, ("gate", "up").index(role)].reshape(-1, both.shape[1])
-        return self._read(name)
+        if role not in ("gate", "up"):
+            return torch.cat(list(self._pieces(name, rows)))
+        half = [
+            piece.view(-1, 2, PANEL, piece.shape[1])[:, ("gate", "up").index(role)].reshape(-1, piece.shape[1])
+            for piece in self._pieces(f"{layer}.gate_up", None)
+        ]
+        return torch.cat(half) if rows is None else torch.cat(half)[rows]
 
     def vector(self, name: str) -> Tensor:
         """float32 [length]."""
         at = self._placed[name]
-        return torch.from_numpy(self._data[at.offset : at.offset + at.nbytes].view(np.float32).copy())
+        return torch.from_numpy(np.fromfile(self._data, np.float32, at.nbytes // 4, offset=at.offset))
 
-    def _read(self, name: str) -> Tensor:
+    def _pieces(self, name: str, rows: slice | None) -> Iterator[Tensor]:
+        """The wanted rows, some pairs of panels at a time: unpacking takes several times what it gives."""
         at = self._placed[name]
         assert at.format is not None
-        return torch.from_numpy(dequantize(unpack(self._data[at.offset : at.offset + at.nbytes], at.format)))
+        f, wanted = at.format, slice(0, at.format.n_out) if rows is None else rows
+        step = max(1, _WEIGHTS_AT_ONCE // f.k_in // (2 * PANEL)) * 2 * PANEL
+        for start in range(wanted.start // PANEL * PANEL, wanted.stop, step):
+            held = replace(f, n_out=min(step, f.n_out - start, -(-(wanted.stop - start) // PANEL) * PANEL))
+            raw = np.fromfile(self._data, np.uint8, held.nbytes, offset=at.offset + start // PANEL * f.panel_bytes)
+            found = torch.from_numpy(dequantize(unpack(raw, held)))
+            yield found[max(wanted.start - start, 0) : wanted.stop - start]
 
 
 def read_placed(bundle: Path) -> dict[str, Placed]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +14,17 @@ from edgellm.export.calibrate import calibration_ids, write_text
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
 from edgellm.export.compress import compress, compress_layer
 from edgellm.export.config import HELD_OUT, ExportConfig
-from edgellm.export.decoder import embed, perplexity
+from edgellm.export.decoder import load_block, perplexity, propagate
 from edgellm.export.estimate import Estimate, estimate
 from edgellm.export.facts import describe
 from edgellm.export.fit import refuse_unfit
 from edgellm.export.graph import DATA, Placed, decoder_graph
+from edgellm.export.journal import fingerprint
 from edgellm.export.pack import interleave, pack
 from edgellm.export.packed_source import PackedSource
+from edgellm.export.plan import planned_format
 from edgellm.export.verify import parity, prompts_from
+from edgellm.export.vocabulary import embed, slabs
 from edgellm.export.write import PartialBundle
 from edgellm.kernels.layout import Quantized
 from edgellm.runtime import load, manifest
@@ -36,13 +40,26 @@ class _Writing:
     config: ExportConfig
     checkpoint: Checkpoint
     bundle: PartialBundle
-    placed: dict[str, Placed] = field(default_factory=dict)
+
+    @property
+    def placed(self) -> dict[str, Placed]:
+        return self.bundle.journal.placed
+
+    @property
+    def packed(self) -> PackedSource:
+        return PackedSource(self.bundle.folder / DATA, self.placed)
 
     def matrix(self, name: str, q: Quantized) -> None:
-        self.placed[name] = self.bundle.append(pack(q), q.format)
+        self.bundle.append(name, [pack(q)], q.format)
+
+    def vocabulary(self, name: str) -> None:
+        """Embedding or head: rows are rounded and packed a slab at a time."""
+        config, checkpoint = self.config, self.checkpoint
+        pieces = (pack(compress(config, checkpoint, name, rows=rows)) for rows in slabs(checkpoint.architecture))
+        self.bundle.append(name, pieces, planned_format(config, checkpoint, name))
 
     def vector(self, name: str) -> None:
-        self.placed[name] = self.bundle.append(self.checkpoint.vector(name).numpy())
+        self.bundle.append(name, [self.checkpoint.vector(name).numpy()])
 
 
 def export(
@@ -64,22 +81,16 @@ def export(
     policy = config.policy(arch.context)
     expected = estimate(checkpoint, config)
     announce(expected)
-    refuse_unfit(checkpoint, config, expected)
-    # 2. Text: to calibrate on, and a held-out rest to measure with.
-    text, calibration = _text(config, checkpoint, progress)
-    with unwritten as bundle:
+    refuse_unfit(checkpoint, config, expected, unwritten.nbytes)
+    progress("reading the source", 0, 1)
+    key = fingerprint(config)
+    progress("reading the source", 1, 1)
+    with unwritten.begin(key) as bundle:
         writing = _Writing(config, checkpoint, bundle)
+        # 2. Text: to calibrate on, and a held-out rest to measure with.
+        text, calibration = _text(writing, progress)
         # 3. Embedding and head, then layer by layer: calibrate, prune, quantize, pack. One block in memory at a time.
-        progress("embedding", 0, 1)
-        for name in ("embedding",) if arch.tied else ("embedding", "head"):
-            writing.matrix(name, compress(config, checkpoint, name))
-        progress("embedding", 1, 1)
-        x = embed(arch, checkpoint.matrix("embedding"), calibration) if config.calibrates else None
-        for layer in range(arch.layers):
-            progress("layers", layer, arch.layers)
-            x = _layer(writing, layer, x)
-        progress("layers", arch.layers, arch.layers)
-        writing.vector("norm")
+        _matrices(writing, calibration, progress)
         # 4. The graph around the packed weights, and what text needs.
         bundle.write("model.onnx", decoder_graph(arch, writing.placed).SerializeToString())
         bundle.write("tokenizer.json", checkpoint.tokenizer_json().encode())
@@ -93,15 +104,18 @@ def export(
     return facts
 
 
-def _text(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> tuple[Tensor, Tensor]:
+def _text(writing: _Writing, progress: Progress) -> tuple[Tensor, Tensor]:
     """(held out [H, L], to calibrate [N, L]) token ids, from the file or written by the dense model."""
+    config, checkpoint, journal = writing.config, writing.checkpoint, writing.bundle.journal
     wanted, length = config.text_shape(checkpoint.architecture.context)
-    progress("text", 0, 1)
-    if config.calibration:
+    if "ids" in journal.texts:
+        ids = journal.texts["ids"]
+    elif config.calibration:
         ids = calibration_ids(checkpoint.tokenizer_json(), config.calibration, wanted, length)
     else:
-        ids = write_text(checkpoint, wanted, length, config.seed)
+        ids = write_text(checkpoint, wanted, length, config.seed, partial(progress, "text"))
     progress("text", 1, 1)
+    journal.keep_texts(ids=ids)
     if not config.calibrates:
         return ids, ids[:0]
     if len(ids) < 2:
@@ -111,6 +125,30 @@ def _text(config: ExportConfig, checkpoint: Checkpoint, progress: Progress) -> t
         )
     held_out = min(HELD_OUT, max(1, len(ids) // 4))  # a short file still leaves most of itself to calibrate on
     return ids[-held_out:], ids[:-held_out]
+
+
+def _matrices(writing: _Writing, calibration: Tensor, progress: Progress) -> None:
+    """Every tensor into the data file; what a killed export placed stays as it is."""
+    arch, bundle, kept = writing.checkpoint.architecture, writing.bundle, set(writing.placed)
+    progress("embedding", 0, 1)
+    for name in ("embedding",) if arch.tied else ("embedding", "head"):
+        if name not in kept:
+            writing.vocabulary(name)
+            bundle.keep()
+    progress("embedding", 1, 1)
+    done = sum(f"layers.{layer}.gate_up" in kept for layer in range(arch.layers))
+    x = embed(arch, writing.checkpoint, calibration) if writing.config.calibrates and done < arch.layers else None
+    for layer in range(arch.layers):
+        progress("layers", layer, arch.layers)
+        if layer >= done:
+            x = _layer(writing, layer, x)
+            bundle.keep()
+        elif x is not None:  # through the layer as it was packed: the very states that came out of it then
+            x = propagate(arch, layer, load_block(arch, writing.packed, layer), x)
+    progress("layers", arch.layers, arch.layers)
+    if "norm" not in kept:
+        writing.vector("norm")
+        bundle.keep()
 
 
 def _layer(writing: _Writing, layer: int, x: Tensor | None) -> Tensor | None:
@@ -133,11 +171,12 @@ def _measure(
     threads = torch.get_num_threads()
     session = load(folder, kv="full", threads=threads, manifest=manifest.parse(facts))
     progress("parity with torch", 0, 1)
-    found = parity(arch, PackedSource(folder / DATA, writing.placed), session, prompts_from(text))
+    found = parity(arch, writing.packed, session, prompts_from(text))
     found.check()
     progress("parity with torch", 1, 1)
     progress("perplexity", 0, 2)
     ours = score(session, text.flatten().tolist(), window).perplexity
+    del session  # and with it the mapped bundle
     progress("perplexity", 1, 2)
     dense = perplexity(arch, checkpoint, text.flatten(), window)
     progress("perplexity", 2, 2)

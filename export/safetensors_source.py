@@ -35,28 +35,28 @@ class SafetensorsSource:
         settings = _json(path / "tokenizer_config.json", optional=True)
         self.chat_template = _template(path, settings)
         self.tokens = self._tokens(config, settings)
-        self._files: dict[str, Any] = {}  # tensor name -> its open file
+        self._files: dict[str, Path] = {}  # tensor name -> its file
         for file in _weight_files(path):
-            try:
-                handle: Any = safe_open(str(file), framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{file.name} is truncated or damaged: {error}", _DAMAGED) from None
-            self._files.update(dict.fromkeys(handle.keys(), handle))
+            with _open(file) as handle:
+                self._files.update(dict.fromkeys(handle.keys(), file))
         self._check_tensors()
 
     def tokenizer_json(self) -> str:
         """tokenizer.json's text as it is."""
         return self._tokenizer
 
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor by canonical name, float32 [out, in] or [length]."""
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """A tensor by canonical name, float32 [out, in] or [length], or these rows of it."""
         at = locate(self._family.hf, name, self.architecture)
-        rows = slice(None) if at.rows is None else slice(at.first, at.first + at.rows)
-        weight: torch.Tensor = self._files[at.tensor].get_slice(at.tensor)[rows].to(torch.float32)
+        part = slice(0, self.architecture.shape(name)[0]) if rows is None else rows
+        # Opened anew for every tensor: a map that stays open keeps every page it ever read in this process's memory.
+        with _open(self._files[at.tensor]) as file:
+            stored = file.get_slice(at.tensor)[at.first + part.start : at.first + part.stop]
+            weight: torch.Tensor = stored.to(torch.float32, copy=True)
         # Gemma's files hold a norm's weight less one.
         return weight + self._family.switch("norm_offset", 0) if role(name).endswith("norm") else weight
 
-    def stored(self, name: str) -> Quantized | None:
+    def stored(self, name: str, rows: slice | None = None) -> Quantized | None:
         """None: the folder's weights are plain floats."""
         return None
 
@@ -79,18 +79,14 @@ class SafetensorsSource:
 
     def _check_tensors(self) -> None:
         wanted = expected(self._family.hf, self.architecture)
-        for name, shape in wanted.items():
+        for name in wanted:
             if name not in self._files:
                 raise CheckpointError(f"{self.path.name}: tensor {name} is missing", _DAMAGED)
-            view = self._files[name].get_slice(name)
-            found = tuple(view.get_shape())
-            if found != shape:
-                raise CheckpointError(f"{name} has shape {found}; config.json says {shape}", _DAMAGED)
-            if view.get_dtype() not in _DTYPES:
-                raise CheckpointError(
-                    f"{name} is stored as {view.get_dtype()}; expected one of {', '.join(_DTYPES)}",
-                    "Export from the unquantized model.",
-                )
+        for file in sorted(set(self._files.values())):
+            with _open(file) as handle:
+                for name in wanted:
+                    if self._files[name] == file:
+                        _check_tensor(name, handle.get_slice(name), wanted[name])
         head = self._family.hf["head"]  # some folders store the tied head a second time
         for name in self._files:
             if name not in wanted and name != head and not name.endswith(".rotary_emb.inv_freq"):
@@ -98,6 +94,24 @@ class SafetensorsSource:
                     f"{self.path.name}: {self.architecture.model_type} has no tensor {name}",
                     "Merge adapters into the model first; ignoring the tensor would change the model's answers.",
                 )
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(str(file), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file.name} is truncated or damaged: {error}", _DAMAGED) from None
+
+
+def _check_tensor(name: str, view: Any, shape: tuple[int, ...]) -> None:
+    found = tuple(view.get_shape())
+    if found != shape:
+        raise CheckpointError(f"{name} has shape {found}; config.json says {shape}", _DAMAGED)
+    if view.get_dtype() not in _DTYPES:
+        raise CheckpointError(
+            f"{name} is stored as {view.get_dtype()}; expected one of {', '.join(_DTYPES)}",
+            "Export from the unquantized model.",
+        )
 
 
 def _weight_files(path: Path) -> list[Path]:

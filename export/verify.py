@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,24 +10,28 @@ from torch import Tensor
 
 from edgellm.export.architectures import Architecture
 from edgellm.export.checkpoint import Source
-from edgellm.export.decoder import head_logits, head_name, hidden_states
+from edgellm.export.decoder import final_norm, hidden_states
+from edgellm.export.vocabulary import head_slabs
 from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.session import Session
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 20, 24, 16
 LARGEST_ERROR = 1e-2  # ||logits - torch's|| / ||torch's||; 16-bit activations and an fp16 cache cause 1e-3
 LEAST_AGREEMENT = 18  # of 20 greedy texts
+LOGITS_AT_ONCE = 1 << 27  # bytes
 
 
 @dataclass(frozen=True)
 class Parity:
-    """logit_error: the worst prompt's ||logits - torch's|| / ||torch's||. greedy_agreement: prompts whose first
+    """logit_error: ||logits - torch's|| / ||torch's|| over all prompts; worst_logit_error: of one prompt, which on a
+    model that compression left unstable is what the fp16 cache alone may cost it. greedy_agreement: prompts whose first
     `tokens` greedy tokens are torch's. near_ties: of the others, those that part where torch itself prefers its token
     by less than the tolerated error, so that either choice is right."""
 
     prompts: int
     tokens: int
     logit_error: float
+    worst_logit_error: float
     greedy_agreement: int
     near_ties: int = 0
 
@@ -51,13 +56,8 @@ def prompts_from(ids: Tensor) -> list[list[int]]:
     return [flat[start : start + length].tolist() for start in starts]
 
 
-def parity(
-    arch: Architecture, source: Source, session: Session, prompts: list[list[int]], new_tokens: int = NEW_TOKENS
-) -> Parity:
-    """Continue every prompt greedily on the device runtime, then run torch over prompt and continuation.
-
-    torch's greedy text has the same first n tokens exactly if its most likely token is the runtime's at each of them.
-    """
+def continued(session: Session, prompts: list[list[int]], new_tokens: int = NEW_TOKENS) -> list[list[int]]:
+    """Every prompt with its greedy continuation on the device runtime."""
     texts = []
     for prompt in prompts:
         ids = list(prompt)
@@ -66,17 +66,67 @@ def parity(
             ids.append(int(logits.argmax()))
             logits = session.step(ids[-1])
         texts.append(ids)
+    return texts
+
+
+@torch.no_grad()
+def parity(
+    arch: Architecture, source: Source, session: Session, prompts: list[list[int]], new_tokens: int = NEW_TOKENS
+) -> Parity:
+    """Continue every prompt greedily on the device runtime, then run torch over prompt and continuation.
+
+    torch's greedy text has the same first n tokens exactly if its most likely token is the runtime's at each of them.
+    The head passes in slabs beside the logits of as many texts as LOGITS_AT_ONCE holds.
+    """
+    texts = continued(session, prompts, new_tokens)
     states = hidden_states(arch, source, [torch.tensor([ids]) for ids in texts])
-    norm, head = source.vector("norm"), source.matrix(head_name(arch))
-    worst, agreed, ties = 0.0, 0, 0
-    for prompt, ids, state in zip(prompts, texts, states, strict=True):
-        expected = head_logits(arch, state[0], norm, head)
-        got = torch.from_numpy(session.logits(ids))
-        error = float((got - expected).norm() / expected.norm())
-        worst = error if not error <= worst else worst
-        rows, chosen = expected[len(prompt) - 1 : -1], torch.tensor(ids[len(prompt) :])
-        missed = (rows.max(dim=-1).values - rows.gather(-1, chosen[:, None])[:, 0]).tolist()
-        parted = next((gap for gap in missed if gap > 0), None)
-        agreed += parted is None
-        ties += parted is not None and parted <= LARGEST_ERROR * float(expected.abs().max())
-    return Parity(len(prompts), new_tokens, worst, agreed, ties)
+    normed = [final_norm(arch, source, state[0]) for state in states]
+    at_once = max(1, LOGITS_AT_ONCE // (4 * arch.vocabulary * max(map(len, texts))))
+    compared = []
+    for start in range(0, len(texts), at_once):
+        group = slice(start, start + at_once)
+        got = [torch.from_numpy(session.logits(ids)) for ids in texts[group]]
+        compared += _compare(arch, source, normed[group], got, texts[group], new_tokens)
+    overall = _relative(sum(one.off for one in compared), sum(one.norm for one in compared))
+    errors = [_relative(one.off, one.norm) for one in compared]
+    worst = max(errors, key=lambda error: math.inf if math.isnan(error) else error)
+    parted = [one for one in compared if one.gap > 0]
+    ties = sum(one.gap <= LARGEST_ERROR * one.largest for one in parted)
+    return Parity(len(prompts), new_tokens, overall, worst, len(compared) - len(parted), ties)
+
+
+def _relative(off: float, norm: float) -> float:
+    return math.sqrt(off / norm) if norm else math.nan
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """off: ||logits - torch's||^2. norm: ||torch's||^2. gap: where the texts first part, by how much torch prefers its
+    own token; 0: nowhere. largest: of torch's logits, by magnitude."""
+
+    off: float
+    norm: float
+    gap: float
+    largest: float
+
+
+def _compare(
+    arch: Architecture, source: Source, normed: list[Tensor], got: list[Tensor], texts: list[list[int]], new: int
+) -> list[_Compared]:
+    """Texts against torch; got: the runtime's logits [T, V] each. Sums over the vocabulary grow slab by slab."""
+    squares = torch.zeros(len(texts), 2, dtype=torch.float64)
+    largest = torch.zeros(len(texts))
+    tops = [torch.full((new,), -torch.inf) for _ in texts]
+    chosen = [torch.zeros(new) for _ in texts]
+    for rows, head in head_slabs(arch, source):
+        for i, ids in enumerate(texts):
+            expected = head(normed[i])
+            squares[i, 0] += (got[i][:, rows] - expected).square().sum(dtype=torch.float64)
+            squares[i, 1] += expected.square().sum(dtype=torch.float64)
+            largest[i] = torch.maximum(largest[i], expected.abs().max())
+            deciding, tokens = expected[-new - 1 : -1], torch.tensor(ids[-new:])
+            tops[i] = torch.maximum(tops[i], deciding.max(dim=-1).values)
+            here = (tokens >= rows.start) & (tokens < rows.stop)
+            chosen[i][here] = deciding[here, tokens[here] - rows.start]
+    gaps = [next((gap for gap in (top - own).tolist() if gap > 0), 0.0) for top, own in zip(tops, chosen, strict=True)]
+    return [_Compared(*one) for one in zip(*squares.T.tolist(), gaps, largest.tolist(), strict=True)]

@@ -1,18 +1,20 @@
-"""Writing a bundle: under a name that does not load, renamed when complete: a kill leaves nothing that loads."""
+"""Writing a bundle: under a name that does not load, renamed when complete. A kill leaves nothing that loads."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.export.graph import DATA, Placed
+from edgellm.export.journal import Journal
 from edgellm.kernels.layout import Format
 from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.manifest import NAME, dump, file_facts, seal
@@ -21,14 +23,18 @@ ALIGNMENT = 4096  # bytes: a page, so that a mapped tensor starts on one
 
 
 class PartialBundle:
-    """A bundle being written, in `.OUT.PID.partial` beside OUT. Leaving the `with` without commit() deletes it.
+    """A bundle being written, in `.OUT.partial/bundle.partial` beside OUT, and what a later export may go on from.
 
-    Raises EdgellmError when OUT exists (and not `force`) or its parent cannot be written to.
+    key: what the contents depend on (journal.fingerprint). Entering finds what a killed export with the same key
+    finished: `placed`, and texts under `kept`. Leaving by an error deletes everything; a kill or Ctrl-C keeps it.
+    Raises EdgellmError when OUT exists (and not `force`), its parent cannot be written to, or another export to the
+    same OUT is running.
     """
 
     def __init__(self, out: Path, force: bool = False) -> None:
         self.out = out
-        self.folder = out.parent / f".{out.name}.{os.getpid()}.partial"
+        self.work = out.parent / f".{out.name}.partial"
+        self.folder = self.work / "bundle.partial"
         self._force = force
         self._end = 0
         if out.exists() and not force:
@@ -36,26 +42,53 @@ class PartialBundle:
         if out.exists() and not (out.is_dir() and ((out / NAME).is_file() or not any(out.iterdir()))):
             raise EdgellmError(f"{out} exists and is no bundle, so --force does not replace it", "Delete it yourself.")
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the disk that a killed export left and this one may use or will delete."""
+        return sum(file.stat().st_size for file in self.work.rglob("*") if file.is_file())
+
+    def begin(self, key: str) -> PartialBundle:
+        """What `key` may go on from is kept, everything else deleted; then use this as a context."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.work, self.out)
+        self.journal = Journal(self.work, key)
+        if not self.journal.placed and not self.journal.texts:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(exist_ok=True)
+        self._end = max((at.offset + at.nbytes for at in self.journal.placed.values()), default=0)
+        self._data = open(self.folder / DATA, "ab")  # noqa: SIM115  closed on leaving
+        self._data.truncate(self._end)
+        return self
+
     def __enter__(self) -> PartialBundle:
-        _remove_leftovers(self.out)
-        self.folder.mkdir(parents=True)
-        self._data = open(self.folder / DATA, "wb")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._data.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if kind is None or issubclass(kind, Exception):
+            shutil.rmtree(self.work, ignore_errors=True)
+        self._lock.close()
 
-    def append(self, array: NDArray[Any], format: Format | None = None) -> Placed:
-        """Append packed tiles (uint8, with their format) or a float32 vector to the data file, page-aligned."""
+    def append(self, name: str, pieces: Iterable[NDArray[Any]], format: Format | None = None) -> None:
+        """Append a tensor to the data file, page-aligned: packed tiles (uint8, with their format), in any number of
+        pieces, or one float32 vector."""
         gap = -self._end % ALIGNMENT
         self._data.write(b"\0" * gap)
         offset = self._end + gap
-        self._data.write(np.ascontiguousarray(array).data)
-        self._end = offset + array.nbytes
-        return Placed(offset, array.nbytes, array.shape, format)
+        length, dtype = 0, np.dtype(np.uint8)
+        for piece in pieces:
+            self._data.write(np.ascontiguousarray(piece).data)
+            length, dtype = length + piece.nbytes, piece.dtype
+        self._end = offset + length
+        self.journal.placed[name] = Placed(offset, length, (length // dtype.itemsize,), format)
+
+    def keep(self) -> None:
+        """From here on a killed export need not do again what was appended so far."""
+        self._data.flush()
+        os.fsync(self._data.fileno())
+        self.journal.save()
 
     def write(self, name: str, content: bytes) -> None:
         """Write another file of the bundle."""
@@ -73,12 +106,22 @@ class PartialBundle:
         for path in self.folder.iterdir():
             _flush(path)
         _flush(self.folder)
-        old = self.folder.with_suffix(".old.partial")
+        old = self.work / "old.partial"
         if self.out.exists():
             os.replace(self.out, old)
         os.replace(self.folder, self.out)
         _flush(self.out.parent)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _locked(work: Path, out: Path) -> IO[bytes]:
+    """Held until closed, or until this process dies."""
+    lock = open(work / "lock", "wb")  # noqa: SIM115  held
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise EdgellmError(f"another export to {out} is running", "Wait for it, or give another folder.") from None
+    return lock
 
 
 def _flush(path: Path) -> None:
@@ -87,11 +130,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Delete what killed exports to the same folder left; one that still runs is left alone."""
-    for path in out.parent.glob(f".{out.name}.*.partial"):
-        pid = path.name[len(out.name) + 2 :].split(".")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(path, ignore_errors=True)

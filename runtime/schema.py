@@ -111,13 +111,15 @@ class Quality:
 
 @dataclass(frozen=True)
 class Parity:
-    """Against torch with the same weights: worst relative logit error, and how many of the prompts agree greedily."""
+    """Against torch with the same weights: relative logit error over all prompts and of the worst one, and how many
+    agree greedily."""
 
     prompts: int
     tokens: int
     logit_error: float
     greedy_agreement: int
     near_ties: int = 0
+    worst_logit_error: float | None = None  # bundles of 0.1.0's first days do not say
 
 
 @dataclass(frozen=True)

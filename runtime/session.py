@@ -20,6 +20,7 @@ from edgellm.runtime.sampling import Sampler, Sampling
 from edgellm.runtime.schema import Manifest
 
 Progress = Callable[[int, int], None]  # (tokens done, tokens in all)
+LOGITS_AT_ONCE = 1 << 23  # of all rows: a chunk times a vocabulary of 262k would be hundreds of megabytes
 
 
 class Session:
@@ -107,8 +108,11 @@ class Session:
     ) -> Iterator[NDArray[np.float32]]:
         """`prefill` a chunk at a time, logits [rows of the chunk, V] each: [T, V] of a long text may not fit."""
         new = self._checked(ids)
-        for start in range(0, len(new), self._staging):
-            chunk = new[start : start + self._staging]
+        size = self._staging
+        if rows == "all":
+            size = min(size, max(1, LOGITS_AT_ONCE // self.manifest.model.vocabulary))
+        for start in range(0, len(new), size):
+            chunk = new[start : start + size]
             wanted = np.arange(len(chunk)) if rows == "all" else np.array([len(chunk) - 1])
             yield self._run(chunk, wanted)
             if progress:

@@ -24,8 +24,9 @@ from edgellm.export import prune
 from edgellm.export.architectures import MATRICES, Architecture
 from edgellm.export.calibrate import calibration_ids, statistics
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
-from edgellm.export.decoder import embed, load_block, propagate, window_losses
+from edgellm.export.decoder import load_block, propagate, window_losses
 from edgellm.export.quantize import round_to_nearest
+from edgellm.export.vocabulary import embed
 from edgellm.kernels.layout import dequantize
 
 WINDOW = 1024
@@ -37,8 +38,8 @@ class Weights:
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors
 
-    def matrix(self, name: str) -> Tensor:
-        return self.tensors[name]
+    def matrix(self, name: str, rows: slice | None = None) -> Tensor:
+        return self.tensors[name] if rows is None else self.tensors[name][rows]
 
     vector = matrix
 
@@ -58,7 +59,7 @@ def make(
 ) -> Weights:
     """The weights of one cell: masks layer by layer, statistics re-propagated through what was done before."""
     made = dict(tensors)
-    x = embed(arch, tensors["embedding"], text) if method in ("wanda", "dass") else None
+    x = embed(arch, Weights(tensors), text) if method in ("wanda", "dass") else None
     source = Weights(made)
     for layer in range(arch.layers):
         block = load_block(arch, source, layer)

@@ -60,7 +60,7 @@ def measure(checkpoint: Checkpoint, bundle: Path, ids: list[int] | None) -> dict
     for tokens in (16,) if manifest.recipe.sparsity != "none" else (16, 64):
         found = parity(checkpoint.architecture, source, session, prompts(session), tokens)
         row[f"agree_{tokens}"] = found.greedy_agreement
-        row["logit_error"] = found.logit_error
+        row |= {"logit_error": found.logit_error, "worst_logit_error": found.worst_logit_error}
     if ids is not None:
         row["perplexity"] = score(session, ids, WINDOW).perplexity
     return row

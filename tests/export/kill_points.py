@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -45,11 +46,12 @@ def killed_export(config: ExportConfig, steps: int) -> bool:
     child = os.fork()
     if child == 0:
         wrap = countdown(steps)
-        for name in ("append", "write", "facts", "commit"):
+        for name in ("append", "keep", "write", "facts", "commit"):
             setattr(write.PartialBundle, name, wrap(getattr(write.PartialBundle, name)))
         write._flush = wrap(write._flush)
         write.os.replace = wrap(os.replace)
         write.shutil.rmtree = wrap(write.shutil.rmtree)
+        write.Journal.save = wrap(write.Journal.save)
         export(config)
         os._exit(0)
     _, status = os.waitpid(child, 0)
@@ -69,15 +71,16 @@ def loads(folder: Path) -> bool:
 
 def main(source: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    out = folder / "bundle"
+    out, work = folder / "bundle", folder / ".bundle.partial"
     config = ExportConfig(source, out, bits=8, calibration=folder / "calibration.txt")
     steps, died = 0, True
     while died:
         steps += 1
+        shutil.rmtree(work, ignore_errors=True)
         died = killed_export(config, steps)
-        found = [path for path in folder.iterdir() if path.is_dir()]
-        print(json.dumps({"step": steps, "died": died, "out": out.exists(), "left": [p.name for p in found],
-                          "loads": [p.name for p in found if loads(p)]}), flush=True)  # fmt: skip
+        found = [path for path in (out, work, *work.glob("*")) if path.is_dir()]
+        step = {"step": steps, "died": died, "out": out.exists(), "loads": [p.name for p in found if loads(p)]}
+        print(json.dumps(step), flush=True)
         if out.exists() and died:
             assert loads(out)
             break  # killed after the rename: the bundle is complete

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from edgellm.export import calibrate, decoder
 from edgellm.export.checkpoint import open_checkpoint
+from edgellm.export.vocabulary import embed
 from edgellm.runtime.errors import EdgellmError
 
 C4 = ROOT.parent / "shared" / "data" / "c4-300.json"
@@ -34,7 +35,7 @@ def test_statistics_equal_what_hooks_on_transformers_see(tiny_model: Path, monke
     monkeypatch.setattr(calibrate, "TOKENS_AT_ONCE", 48)  # two sequences at a time, and one left over
     checkpoint = open_checkpoint(tiny_model)
     arch = checkpoint.architecture
-    x = decoder.embed(arch, checkpoint.matrix("embedding"), ids)
+    x = embed(arch, checkpoint, ids)
     decoder.propagate(arch, 0, decoder.load_block(arch, checkpoint, 0), x)
     before = x.clone()
     found = calibrate.statistics(arch, 1, decoder.load_block(arch, checkpoint, 1), x)

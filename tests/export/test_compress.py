@@ -11,8 +11,9 @@ from edgellm.export import compress
 from edgellm.export.calibrate import statistics
 from edgellm.export.checkpoint import open_checkpoint
 from edgellm.export.config import ExportConfig, Sparsity
-from edgellm.export.decoder import Block, embed, load_block, propagate
+from edgellm.export.decoder import Block, load_block, propagate
 from edgellm.export.prune import mask
+from edgellm.export.vocabulary import embed
 from edgellm.kernels.layout import dequantize
 
 
@@ -24,7 +25,7 @@ def config(tiny_model: Path, tmp_path: Path) -> ExportConfig:
 def states(config: ExportConfig) -> torch.Tensor:
     ids = torch.randint(0, 320, (4, 24), generator=torch.Generator().manual_seed(0))
     checkpoint = open_checkpoint(config.source)
-    return embed(checkpoint.architecture, checkpoint.matrix("embedding"), ids)
+    return embed(checkpoint.architecture, checkpoint, ids)
 
 
 def compressed_block(config: ExportConfig, layer: int, x: torch.Tensor) -> tuple[Block, torch.Tensor]:
@@ -63,7 +64,7 @@ def test_gate_and_up_of_different_forms_are_rounded_alike(
 ) -> None:
     checkpoint = open_checkpoint(tiny_gguf)
     stored = checkpoint.stored
-    monkeypatch.setattr(checkpoint, "stored", lambda name: None if name.endswith("up") else stored(name))
+    monkeypatch.setattr(checkpoint, "stored", lambda name, rows: None if name.endswith("up") else stored(name, rows))
     found, _ = compress.compress_layer(ExportConfig(tiny_gguf, tmp_path), checkpoint, 0, None)
     assert found["gate"].format == found["up"].format
     assert found["gate"].format.bits == 8

@@ -143,16 +143,16 @@ def test_a_bundle_that_strays_from_torch_is_not_written(
 @pytest.mark.parametrize("error", [float("nan"), float("inf"), 0.02])
 def test_parity_fails_on_a_large_error_or_nan(error: float) -> None:
     with pytest.raises(EdgellmError, match="does not match"):
-        verify.Parity(20, 16, error, 20).check()
+        verify.Parity(20, 16, error, error, 20).check()
 
 
 def test_parity_fails_on_few_equal_texts() -> None:
-    verify.Parity(20, 16, 1e-3, 18).check()
-    verify.Parity(20, 16, 1e-3, 15, near_ties=3).check()
+    verify.Parity(20, 16, 1e-3, 1e-3, 18).check()
+    verify.Parity(20, 16, 1e-3, 1e-3, 15, near_ties=3).check()
     with pytest.raises(EdgellmError, match="17 of 20"):
-        verify.Parity(20, 16, 1e-3, 17).check()
+        verify.Parity(20, 16, 1e-3, 1e-3, 17).check()
     with pytest.raises(EdgellmError, match="2 part at a tie"):
-        verify.Parity(20, 16, 1e-3, 15, near_ties=2).check()
+        verify.Parity(20, 16, 1e-3, 1e-3, 15, near_ties=2).check()
 
 
 def test_an_existing_folder_is_kept_unless_forced(tiny_model: Path, tmp_path: Path) -> None:
