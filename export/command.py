@@ -81,7 +81,7 @@ def command(
             what = f"cannot read or write {error.filename or 'the bundle'}: {error.strerror or error}"
             raise EdgellmError(what, "Nothing was written. Free some space or give another OUT.") from error
     if as_json:
-        print_json({**facts, "estimate": asdict(told[0])})
+        print_json({**facts, "estimate": asdict(told[0]) if told else None})
         return
     report(facts, out, time.perf_counter() - started)
 
@@ -132,6 +132,10 @@ def report(facts: dict[str, Any], out: Path, seconds: float) -> None:
         ("next", f'edgellm generate {out} -p "Once upon a time"'),
     ]  # fmt: skip
     table = Table(show_header=False, box=None)
+    if facts["graph"] == "optimum":
+        rows[-2] = ("parity with torch", f"{rows[-2][1]}, before rounding")
+        named = f'"{facts["model"]["architecture"]}" is not in the table'
+        rows.insert(0, ("fallback", f"{named}: Optimum's graph, dense, of standard operators"))
     for name, text in rows:
         table.add_row(name, text)
     Console().print(table)

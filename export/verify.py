@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,14 @@ def parity(
 
     torch's greedy text has the same first n tokens exactly if its most likely token is the runtime's at each of them.
     """
+    texts = continued(session, prompts, new_tokens)
+    states = hidden_states(arch, source, [torch.tensor([ids]) for ids in texts])
+    norm, head = source.vector("norm"), source.matrix(head_name(arch))
+    return compared(session, prompts, texts, (head_logits(arch, state[0], norm, head) for state in states))
+
+
+def continued(session: Session, prompts: list[list[int]], new_tokens: int = NEW_TOKENS) -> list[list[int]]:
+    """Prompts and what the session makes of them greedily, token by token."""
     texts = []
     for prompt in prompts:
         ids = list(prompt)
@@ -66,11 +75,15 @@ def parity(
             ids.append(int(logits.argmax()))
             logits = session.step(ids[-1])
         texts.append(ids)
-    states = hidden_states(arch, source, [torch.tensor([ids]) for ids in texts])
-    norm, head = source.vector("norm"), source.matrix(head_name(arch))
+    return texts
+
+
+def compared(
+    session: Session, prompts: list[list[int]], texts: list[list[int]], references: Iterable[Tensor]
+) -> Parity:
+    """Parity of `continued` texts with the logits [T, V] that torch has for each of them."""
     worst, agreed, ties = 0.0, 0, 0
-    for prompt, ids, state in zip(prompts, texts, states, strict=True):
-        expected = head_logits(arch, state[0], norm, head)
+    for prompt, ids, expected in zip(prompts, texts, references, strict=True):
         got = torch.from_numpy(session.logits(ids))
         error = float((got - expected).norm() / expected.norm())
         worst = error if not error <= worst else worst
@@ -79,4 +92,4 @@ def parity(
         parted = next((gap for gap in missed if gap > 0), None)
         agreed += parted is None
         ties += parted is not None and parted <= LARGEST_ERROR * float(expected.abs().max())
-    return Parity(len(prompts), new_tokens, worst, agreed, ties)
+    return Parity(len(prompts), len(texts[0]) - len(prompts[0]), worst, agreed, ties)
