@@ -112,9 +112,7 @@ def export_with_optimum(
 
 def refuse_settings(config: ExportConfig, model_type: str) -> None:
     """Raise UsageError for the first setting that a dense, standard graph cannot have."""
-    reason = (
-        f'"{model_type}" is not in the table of architectures and goes through Optimum: dense, with a full KV cache'
-    )
+    reason = f'"{model_type}" is not in our table and goes through Optimum: dense, with a full KV cache'
     hint = "Leave it out, or choose a supported model (docs/architectures.md)."
     for entry in fields(config):
         if entry.name in HONOURED:

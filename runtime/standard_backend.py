@@ -86,7 +86,7 @@ class StandardBackend:
         at = np.where(slots < budget, slots, slots - budget + self._committed)
         found: dict[str, NDArray[Any]] = {}
         for (layer, kind), name in zip(self._names, self._past, strict=True):
-            found[f"{kind}.{layer}"] = self._array(name)[0][:, at]
+            found[f"{kind}.{layer}"] = np.take(self._array(name)[0], at, axis=1)  # contiguous: files take it as it lies
             found[f"position.{layer}"] = np.tile(at.astype(np.int32), (self._layout.kv_heads, 1))
         return found
 
