@@ -81,7 +81,7 @@ def family(model_type: str) -> Family:
 def gguf_family(architecture: str) -> Family:
     """The family of a GGUF file's general.architecture. Raises CheckpointError as `family` does."""
     for one in families().values():
-        if architecture == one.gguf_type:
+        if architecture and architecture == one.gguf_type:  # a family without a GGUF name has ""
             return one
     raise unsupported(architecture, sorted(one.gguf_type for one in families().values() if one.gguf_type))
 
