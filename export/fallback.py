@@ -21,6 +21,7 @@ from edgellm.export.calibrate import calibration_ids
 from edgellm.export.config import ROUNDED, ExportConfig
 from edgellm.export.dense_model import model_facts, perplexity, write_text
 from edgellm.export.facts import frame
+from edgellm.export.fallback_room import refuse_room
 from edgellm.export.family import supported
 from edgellm.export.hf_folder import HfFolder, read_json
 from edgellm.export.optimum_exporter import OptimumExporter
@@ -53,13 +54,15 @@ def export_with_optimum(
     """Write the bundle and return its manifest, whose "graph" is "optimum". progress: as in pipeline.export.
 
     Raises UsageError for settings that a standard graph cannot have, CheckpointError, naming the nearest supported
-    type, where Optimum is not installed or cannot export the model, EdgellmError for a graph that strays from torch.
+    type, where Optimum is not installed or cannot export the model, EdgellmError for what fits neither this machine nor
+    the device, and for a graph that strays from torch.
     """
     refuse_settings(config, model_type)
     config = replace(config, bits=config.bits or ROUNDED, head_bits=config.head_bits or ROUNDED)
     optimum, folder = OptimumExporter(model_type), HfFolder(config.source)
     if folder.config.get("quantization_config"):
         raise CheckpointError("config.json has a quantization_config", "Export from the unquantized model.")
+    refuse_room(config, folder)
     with unwritten as bundle:
         floats = bundle.folder.with_suffix(".onnx.partial")  # a killed export's is deleted as its bundle is
         try:

@@ -21,7 +21,10 @@ from tests.export.optimum import export
 from edgellm.devices.host import detect
 from edgellm.export.config import ExportConfig, Sparsity
 from edgellm.export.fallback import HONOURED, outside_the_table, refuse_settings
+from edgellm.export.fallback_room import weights
 from edgellm.export.family import supported
+from edgellm.export.fit import Room
+from edgellm.export.hf_folder import HfFolder
 from edgellm.runtime import load
 from edgellm.runtime.cli import main
 from edgellm.runtime.errors import UsageError
@@ -268,6 +271,26 @@ def test_pickles_are_not_opened(tmp_path: Path, another_optimum: Path) -> None:
     code, lines = told(tmp_path / "model")
     assert code == 1
     assert any("holds its weights as a pickle" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("room", "message"),
+    [
+        (Room(None, 10**5, None), "this machine's free memory is 100 kB, and a model of 0.1 M weights needs "),
+        (Room(None, None, 10**5), "the disk of .*out is 100 kB, and a model of 0.1 M weights needs "),
+        (Room(10**4, None, None), "the memory of device host for a model is 10 kB, and .* weights needs 52 kB"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_the_work(
+    tmp_path: Path, another_optimum: Path, monkeypatch: pytest.MonkeyPatch, room: Room, message: str
+) -> None:
+    another_optimum.write_text("onnx_export_from_model = None")
+    model = write_checkpoint(tmp_path / "model", "opt")
+    assert weights(HfFolder(tmp_path / "model")) == sum(weight.numel() for weight in model.parameters())
+    monkeypatch.setattr(Room, "of", lambda config: room)
+    code, lines = told(tmp_path / "model", "--bits", "4")
+    assert code == 1
+    assert any(re.search(message, line) for line in lines), lines
 
 
 @pytest.mark.parametrize(
