@@ -5,7 +5,6 @@ It runs, and says so, but has nothing of ours: no sparsity, no packed tiles, no 
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields, replace
@@ -22,7 +21,7 @@ from edgellm.export.config import ROUNDED, ExportConfig
 from edgellm.export.dense_model import model_facts, perplexity, write_text
 from edgellm.export.facts import frame
 from edgellm.export.fallback_room import refuse_room
-from edgellm.export.family import supported
+from edgellm.export.family import supported, unsupported
 from edgellm.export.hf_folder import HfFolder, read_json
 from edgellm.export.optimum_exporter import OptimumExporter
 from edgellm.export.standard_graph import matrices, place, quantize
@@ -30,13 +29,14 @@ from edgellm.export.verify import Parity, compared, continued, prompts_from
 from edgellm.export.write import PartialBundle
 from edgellm.runtime import load, manifest
 from edgellm.runtime.cache import CacheLayout, KVPolicy, parse_kv
-from edgellm.runtime.errors import CheckpointError, EdgellmError, UsageError
+from edgellm.runtime.errors import BundleError, CheckpointError, EdgellmError, UsageError
 from edgellm.runtime.perplexity import score
 from edgellm.runtime.session import Session
 from edgellm.runtime.standard_backend import StandardBackend
 
 HONOURED = {"source", "out", "bits", "head_bits", "kv", "calibration", "seed", "force", "device"}
 """Fields of ExportConfig; any other must have its default. kv: full only."""
+LARGEST_LOSS = 100  # times the dense model's perplexity
 CHUNK = 16  # tokens a run while parity is measured: short prompts then cross every kind of boundary
 
 
@@ -78,7 +78,10 @@ def export_with_optimum(
             # 2. The graph against torch, in float32, on the device runtime; and what the dense model makes of the text.
             text = _text(config, folder, model, described["context"], progress)
             progress("parity with torch", 0, 1)
-            parity = _parity(facts, policy, folder, model, floats, text)
+            try:
+                parity = _parity(facts, policy, folder, model, floats, text)
+            except BundleError as error:
+                raise unsupported(model_type, supported(), f"Optimum's graph cannot be run: {error.what}") from error
             parity.check()
             progress("parity with torch", 1, 1)
             dense = perplexity(model, text)
@@ -103,14 +106,23 @@ def export_with_optimum(
         session = load(bundle.folder, kv="full", threads=torch.get_num_threads(), manifest=manifest.parse(facts))
         ours = score(session, text.flatten().tolist(), text.shape[1]).perplexity
         progress("perplexity", 1, 1)
-        if not math.isfinite(ours):
-            raise EdgellmError(f"the quantized bundle's perplexity is {ours}", "Nothing was written. Try --bits 8.")
+        check_loss(ours, dense)
         named = f"held out from {config.calibration.name}" if config.calibration else "written by the dense model"
         measured = {"perplexity": ours, "dense_perplexity": dense}
         facts["quality"] = {"text": named, "tokens": text.numel(), "window": text.shape[1], **measured}
         facts["parity"] = asdict(parity)
         bundle.commit(facts)
     return facts
+
+
+def check_loss(perplexity: float, dense: float) -> None:
+    """Raise EdgellmError where rounding left nothing of the model. Parity was measured before it: this is what notices
+    an ONNX Runtime that multiplies wrongly."""
+    if not perplexity <= LARGEST_LOSS * dense:  # NaN fails
+        raise EdgellmError(
+            f"the rounded bundle's perplexity is {perplexity:.4g}, the dense model's {dense:.4g}",
+            "Nothing was written. Try --bits 8, or another version of onnxruntime.",
+        )
 
 
 def refuse_settings(config: ExportConfig, model_type: str) -> None:

@@ -30,11 +30,12 @@ class OptimumExporter:
         self._model_type = model_type
         with quiet(), _no_ipv6_probe():
             try:
+                import onnx_ir  # noqa: F401  (onnxruntime's quantizer wants it: told now, not after minutes)
                 from optimum.exporters.onnx import onnx_export_from_model
                 from transformers import AutoModelForCausalLM
                 from transformers.utils import logging as transformers_logging
             except ModuleNotFoundError as error:
-                absent = (error.name or "").split(".")[0] in ("optimum", "transformers")
+                absent = (error.name or "").split(".")[0] in ("optimum", "transformers", "onnx_ir")
                 raise self._error("" if absent else f"Optimum cannot be imported: {first_line(error)}") from None
             except Exception as error:  # another version of transformers breaks it in any way
                 raise self._error(f"Optimum cannot be imported: {first_line(error)}") from None
@@ -57,7 +58,9 @@ class OptimumExporter:
         # No post-processing: it makes a tied head a transposed embedding, which no quantizer sees through.
         self._tried(lambda: self._export(model, folder, task=TASK, no_post_process=True, do_validation=False))
         if not (folder / "model.onnx").is_file():
-            raise self._error(f"Optimum wrote {', '.join(sorted(p.name for p in folder.glob('*.onnx'))) or 'nothing'}")
+            raise self._error(
+                f"Optimum wrote {', '.join(sorted(p.name for p in folder.glob('*.onnx'))) or 'nothing'}", ""
+            )
 
     def _tried(self, work: Callable[[], Any]) -> Any:
         with quiet():
@@ -66,10 +69,10 @@ class OptimumExporter:
             except Exception as error:  # transformers' and torch's have no common base
                 if isinstance(error, OSError) and error.errno is not None:  # a full disk, not what transformers says
                     raise
-                raise self._error(f"Optimum cannot export it: {first_line(error)}") from error
+                raise self._error(f"Optimum cannot export it: {first_line(error)}", "") from error
 
-    def _error(self, why: str) -> CheckpointError:
-        return unsupported(self._model_type, supported(), why, INSTALL)
+    def _error(self, why: str, otherwise: str = INSTALL) -> CheckpointError:
+        return unsupported(self._model_type, supported(), why, otherwise)
 
 
 @contextlib.contextmanager

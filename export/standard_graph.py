@@ -15,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edgellm.export.config import GROUP
 from edgellm.export.graph import DATA, Placed
 from edgellm.export.optimum_exporter import quiet
+from edgellm.runtime.errors import EdgellmError
+from edgellm.runtime.onnx_graph import first_line
 
 INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy_level. Without it ONNX Runtime dequantizes 8-bit weights whole at every token, 140 times slower
@@ -26,7 +28,7 @@ def quantize(model: onnx.ModelProto, bits: int, head_bits: int, vocabulary: int)
     """Weights of every linear layer in `bits` (the head's in `head_bits`), groups of 64 inputs with a zero point; the
     embedding, of which a token reads a row, in float16. `model` is used up.
 
-    bits, head_bits: 4 or 8. Raises what onnxruntime's quantizer raises.
+    bits, head_bits: 4 or 8. Raises EdgellmError where onnxruntime's quantizer fails.
     """
     _gemm_as_matmul(model.graph)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -81,7 +83,13 @@ def _rounded(model: onnx.ModelProto, bits: int, without: list[str]) -> onnx.Mode
         quantizer = MatMulNBitsQuantizer(
             model, bits=bits, block_size=GROUP, accuracy_level=INT8_ACTIVATIONS, nodes_to_exclude=without
         )
-        quantizer.process()
+        try:
+            quantizer.process()
+        except Exception as error:
+            raise EdgellmError(
+                f"ONNX Runtime's quantizer cannot round this graph: {first_line(error)}",
+                "Nothing was written. Report this with the model's name.",
+            ) from error
     rounded: onnx.ModelProto = quantizer.model.model
     return rounded
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,14 @@ from tests.export.optimum import export
 
 from edgellm.devices.host import detect
 from edgellm.export.config import ExportConfig, Sparsity
-from edgellm.export.fallback import HONOURED, outside_the_table, refuse_settings
+from edgellm.export.fallback import HONOURED, check_loss, outside_the_table, refuse_settings
 from edgellm.export.fallback_room import weights
 from edgellm.export.family import supported
 from edgellm.export.fit import Room
 from edgellm.export.hf_folder import HfFolder
 from edgellm.runtime import load
 from edgellm.runtime.cli import main
-from edgellm.runtime.errors import UsageError
+from edgellm.runtime.errors import EdgellmError, UsageError
 
 SIZES = {"vocab_size": 320, "bos_token_id": 1, "eos_token_id": 0}
 # model_type -> (transformers' class, its sizes)
@@ -171,9 +172,12 @@ def test_four_bits_with_a_text_to_measure_with(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "model", "gpt2")
     text = calibration_file(tmp_path)
     settings = ["--bits", "4", "--kv", "full:128", "--calibration", text]
+    killed = tmp_path / ".bundle.99999999.onnx.partial"  # an export's to the same folder, of a process that is no more
+    killed.mkdir()
     done = export(tmp_path / "model", tmp_path / "bundle", *settings)
     assert done.returncode == 0, done.stderr
     assert '"gpt2" is not in the table: Optimum\'s graph' in " ".join(done.stdout.split())
+    assert not killed.exists()
     manifest = load(tmp_path / "bundle", threads=1).manifest
     assert {m.name: m.bits for m in manifest.matrices if m.name in ("head", "layers.1.attn.c_attn")} == {
         "head": 8, "layers.1.attn.c_attn": 4,
@@ -188,7 +192,7 @@ def test_a_kind_optimum_does_not_know_names_the_nearest(tmp_path: Path) -> None:
     done = export(source, tmp_path / "bundle")
     assert done.returncode == 1
     assert 'error: architecture "lama" is not supported (Optimum cannot export it: ' in done.stderr
-    assert 'The nearest is "llama".' in done.stderr
+    assert 'The nearest is "llama". Convert a model of a supported architecture' in done.stderr  # nothing to install
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
@@ -218,6 +222,7 @@ def another_optimum(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     folder.mkdir(parents=True)
     had = {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] == "optimum"}
     monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setitem(sys.modules, "onnx_ir", ModuleType("onnx_ir"))  # comes with Optimum's extra
     yield folder / "onnx.py"
     for name in [name for name in sys.modules if name.split(".")[0] == "optimum"]:
         del sys.modules[name]
@@ -250,6 +255,17 @@ def test_an_optimum_that_cannot_be_imported_is_told_with_its_reason(tmp_path: Pa
         'error: architecture "opt" is not supported (Optimum cannot be imported: cannot import name is_tf_available '
         "from transformers); supported: gemma2, "
     )
+
+
+def test_without_what_onnxruntimes_quantizer_imports_it_counts_as_not_installed(
+    tmp_path: Path, another_optimum: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    another_optimum.write_text("onnx_export_from_model = None")
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    code, lines = told(write_folder(tmp_path / "model", model_type="opt"))
+    assert code == 1
+    assert lines[0].startswith('error: architecture "opt" is not supported; supported: ')
+    assert 'pip install "edgellm[optimum]"' in lines[1]
 
 
 def test_a_failing_export_leaves_nothing(tmp_path: Path, another_optimum: Path) -> None:
@@ -322,6 +338,13 @@ def test_a_setting_that_comes_later_is_refused_until_it_is_honoured(tmp_path: Pa
         refuse_settings(Later(**given, recover="distill"), "opt")
     with pytest.raises(UsageError, match="--sparsity magnitude:2:4"):
         refuse_settings(ExportConfig(**given, sparsity=Sparsity("magnitude", 2, 4)), "opt")
+
+
+@pytest.mark.parametrize("perplexity", [float("nan"), float("inf"), 2001.0])
+def test_rounding_that_leaves_nothing_of_the_model_is_refused(perplexity: float) -> None:
+    check_loss(1999.0, 20.0)
+    with pytest.raises(EdgellmError, match="the rounded bundle's perplexity is"):
+        check_loss(perplexity, 20.0)
 
 
 def test_what_is_in_the_table_or_no_folder_is_not_outside(tmp_path: Path) -> None:
