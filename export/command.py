@@ -83,7 +83,7 @@ def command(
         except KeyboardInterrupt:
             raise EdgellmError("interrupted", "The same command goes on after the last finished layer.") from None
     if as_json:
-        print_json({**facts, "estimate": asdict(told[0])})
+        print_json({**facts, "estimate": asdict(told[0]) if told else None})
         return
     report(facts, out, time.perf_counter() - started)
 
@@ -134,6 +134,10 @@ def report(facts: dict[str, Any], out: Path, seconds: float) -> None:
         ("next", f'edgellm generate {out} -p "Once upon a time"'),
     ]  # fmt: skip
     table = Table(show_header=False, box=None)
+    if facts["graph"] == "optimum":
+        rows[-2] = ("parity with torch", f"{rows[-2][1]}, before rounding")
+        named = f'"{facts["model"]["architecture"]}" is not in the table'
+        rows.insert(0, ("fallback", f"{named}: Optimum's graph, dense, of standard operators"))
     for name, text in rows:
         table.add_row(name, text)
     Console().print(table)

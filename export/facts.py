@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
@@ -16,7 +16,17 @@ from edgellm.runtime.cache import KVPolicy
 from edgellm.runtime.chat import Chat, freeze
 from edgellm.runtime.manifest import SCHEMA
 
-_SIZES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ff", "vocabulary", "context", "parameters")
+SIZES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ff", "vocabulary", "context", "parameters")
+
+
+class Spoken(Protocol):
+    """What text a model takes and writes: a Checkpoint, or a folder whose weights are read by others."""
+
+    tokens: dict[str, Any]
+    chat_template: str | None
+
+    def tokenizer_json(self) -> str:
+        """tokenizer.json's text."""
 
 
 def describe(
@@ -28,15 +38,36 @@ def describe(
 ) -> dict[str, Any]:
     """The manifest with "quality" and "parity" still null."""
     arch = checkpoint.architecture
+    model = {"architecture": arch.model_type, "name": checkpoint.name, **{s: getattr(arch, s) for s in SIZES}}
+    matrices = [
+        {"name": name, **at.format.attributes(), "bytes": at.nbytes}
+        for name, at in placed.items()
+        if at.format is not None
+    ]
+    return frame(config, checkpoint, checkpoint.source_name, model, matrices, policy, files)
+
+
+def frame(
+    config: ExportConfig,
+    spoken: Spoken,
+    source: str,
+    model: Mapping[str, Any],
+    matrices: list[dict[str, Any]],
+    policy: KVPolicy,
+    files: Mapping[str, Any],
+    graph: str = "edgellm",
+) -> dict[str, Any]:
+    """The same around any model: "model" and "matrices" as the schema has them, `graph` of edgellm or optimum."""
     created = datetime.now(UTC).replace(microsecond=0)
     return {
         "schema": SCHEMA,
         "tool": version("edgellm"),
         "operators": OPERATORS,
         "created": created.isoformat(),
-        "model": {"architecture": arch.model_type, "name": checkpoint.name, **{s: getattr(arch, s) for s in _SIZES}},
+        "graph": graph,
+        "model": dict(model),
         "recipe": {
-            "source": checkpoint.source_name,
+            "source": source,
             "sparsity": str(config.sparsity),
             "scope": config.scope,
             "bits": config.bits or "as stored",
@@ -45,24 +76,20 @@ def describe(
         },
         "device": config.device.name,
         "kv": {"policy": policy.name, "budget": policy.budget, "sinks": policy.sinks},
-        "tokens": checkpoint.tokens,
-        "chat": _chat(checkpoint, created),
-        "matrices": [
-            {"name": name, **at.format.attributes(), "bytes": at.nbytes}
-            for name, at in placed.items()
-            if at.format is not None
-        ],
+        "tokens": spoken.tokens,
+        "chat": _chat(spoken, created),
+        "matrices": matrices,
         "quality": None,
         "parity": None,
         "files": dict(files),
     }
 
 
-def _chat(checkpoint: Checkpoint, created: datetime) -> dict[str, Any] | None:
-    if checkpoint.chat_template is None:
+def _chat(spoken: Spoken, created: datetime) -> dict[str, Any] | None:
+    if spoken.chat_template is None:
         return None
-    tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json())
-    named = {f"{role}_token": checkpoint.tokens[role] for role in ("bos", "eos")}
+    tokenizer = Tokenizer.from_str(spoken.tokenizer_json())
+    named = {f"{role}_token": spoken.tokens[role] for role in ("bos", "eos")}
     special = {name: tokenizer.id_to_token(token) or "" for name, token in named.items() if token is not None}
-    chat = Chat(checkpoint.chat_template, special)
+    chat = Chat(spoken.chat_template, special)
     return freeze(chat, lambda text: tokenizer.encode(text, add_special_tokens=False).ids, created)

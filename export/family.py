@@ -75,15 +75,15 @@ def family(model_type: str) -> Family:
     for one in families().values():
         if model_type in one.model_types:
             return one
-    raise _unsupported(model_type, supported())
+    raise unsupported(model_type, supported())
 
 
 def gguf_family(architecture: str) -> Family:
     """The family of a GGUF file's general.architecture. Raises CheckpointError as `family` does."""
     for one in families().values():
-        if architecture == one.gguf_type:
+        if architecture and architecture == one.gguf_type:  # a family without a GGUF name has ""
             return one
-    raise _unsupported(architecture, sorted(one.gguf_type for one in families().values() if one.gguf_type))
+    raise unsupported(architecture, sorted(one.gguf_type for one in families().values() if one.gguf_type))
 
 
 def locate(names: Mapping[str, str], name: str, arch: Architecture) -> Location:
@@ -109,10 +109,14 @@ def expected(names: Mapping[str, str], arch: Architecture) -> dict[str, tuple[in
     return found
 
 
-def _unsupported(model_type: str, known: list[str]) -> CheckpointError:
+def unsupported(model_type: str, known: list[str], why: str = "", otherwise: str = "") -> CheckpointError:
+    """The error for an architecture outside the table: what is known, why nothing else helped, what would."""
     nearest = difflib.get_close_matches(model_type, known, n=1, cutoff=0.4)
+    hints = [f'The nearest is "{nearest[0]}".' if nearest else "", f"{otherwise}." if otherwise else ""]
+    hints.append(
+        "Convert a model of a supported architecture, or add a file to export/families (docs/architectures.md)."
+    )
     return CheckpointError(
-        f'architecture "{model_type}" is not supported; supported: {", ".join(known)}',
-        (f'The nearest is "{nearest[0]}". ' if nearest else "")
-        + "Convert a model of a supported architecture, or add a file to export/families (docs/architectures.md).",
+        f'architecture "{model_type}" is not supported{f" ({why})" if why else ""}; supported: {", ".join(known)}',
+        " ".join(hint for hint in hints if hint),
     )

@@ -17,6 +17,7 @@ from edgellm.export.config import HELD_OUT, ExportConfig
 from edgellm.export.decoder import load_block, perplexity, propagate
 from edgellm.export.estimate import Estimate, estimate
 from edgellm.export.facts import describe
+from edgellm.export.fallback import export_with_optimum, outside_the_table
 from edgellm.export.fit import refuse_unfit
 from edgellm.export.graph import DATA, Placed, decoder_graph
 from edgellm.export.journal import fingerprint
@@ -67,13 +68,16 @@ def export(
     progress: Progress = lambda step, done, total: None,
     announce: Callable[[Estimate], None] = lambda expected: None,
 ) -> dict[str, Any]:
-    """Write the bundle that `config` asks for and return its manifest. announce: called before the work.
+    """Write the bundle that `config` asks for and return its manifest. announce: called before the work, but for a
+    model outside the table, which Optimum exports (fallback.py): its sizes are known when that is done.
 
     Raises EdgellmError: a checkpoint that cannot be read, sizes that cannot be packed, what fits neither device, disk
     nor this machine, a bundle that strays from the torch model. Nothing that loads is left behind then.
     """
     # 1. Open, and refuse early what cannot work.
     unwritten = PartialBundle(config.out, config.force)
+    if model_type := outside_the_table(config.source):
+        return export_with_optimum(config, unwritten, model_type, progress)
     checkpoint = open_checkpoint(config.source)
     arch = checkpoint.architecture
     config.check(arch)

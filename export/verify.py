@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from edgellm.export.architectures import Architecture
 from edgellm.export.checkpoint import Source
 from edgellm.export.decoder import final_norm, hidden_states
-from edgellm.export.vocabulary import head_slabs
+from edgellm.export.vocabulary import Head, head_slabs
 from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.session import Session
 
@@ -82,21 +83,21 @@ def parity(
     states = hidden_states(arch, source, [torch.tensor([ids]) for ids in texts])
     normed = [final_norm(arch, source, state[0]) for state in states]
     at_once = max(1, LOGITS_AT_ONCE // (4 * arch.vocabulary * max(map(len, texts))))
-    compared = []
+    found = []
     for start in range(0, len(texts), at_once):
         group = slice(start, start + at_once)
         got = [torch.from_numpy(session.logits(ids)) for ids in texts[group]]
-        compared += _compare(arch, source, normed[group], got, texts[group], new_tokens)
-    overall = _relative(sum(one.off for one in compared), sum(one.norm for one in compared))
-    errors = [_relative(one.off, one.norm) for one in compared]
-    worst = max(errors, key=lambda error: math.inf if math.isnan(error) else error)
-    parted = [one for one in compared if one.gap > 0]
-    ties = sum(one.gap <= LARGEST_ERROR * one.largest for one in parted)
-    return Parity(len(prompts), new_tokens, overall, worst, len(compared) - len(parted), ties)
+        found += _compare(head_slabs(arch, source), normed[group], got, texts[group], new_tokens)
+    return _overall(found, new_tokens)
 
 
-def _relative(off: float, norm: float) -> float:
-    return math.sqrt(off / norm) if norm else math.nan
+def compared(session: Session, texts: list[list[int]], references: Iterable[Tensor], new_tokens: int) -> Parity:
+    """Parity of `continued` texts with the logits [T, V] that torch has for each of them."""
+    found = []
+    for ids, expected in zip(texts, references, strict=True):
+        whole = [(slice(0, expected.shape[1]), lambda logits: logits)]
+        found += _compare(whole, [expected], [torch.from_numpy(session.logits(ids))], [ids], new_tokens)
+    return _overall(found, new_tokens)
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,28 @@ class _Compared:
     largest: float
 
 
+def _overall(compared: list[_Compared], new_tokens: int) -> Parity:
+    overall = _relative(sum(one.off for one in compared), sum(one.norm for one in compared))
+    errors = [_relative(one.off, one.norm) for one in compared]
+    worst = max(errors, key=lambda error: math.inf if math.isnan(error) else error)
+    parted = [one for one in compared if one.gap > 0]
+    ties = sum(one.gap <= LARGEST_ERROR * one.largest for one in parted)
+    return Parity(len(compared), new_tokens, overall, worst, len(compared) - len(parted), ties)
+
+
+def _relative(off: float, norm: float) -> float:
+    return math.sqrt(off / norm) if norm else math.nan
+
+
 def _compare(
-    arch: Architecture, source: Source, normed: list[Tensor], got: list[Tensor], texts: list[list[int]], new: int
+    slabs: Iterable[tuple[slice, Head]], normed: list[Tensor], got: list[Tensor], texts: list[list[int]], new: int
 ) -> list[_Compared]:
     """Texts against torch; got: the runtime's logits [T, V] each. Sums over the vocabulary grow slab by slab."""
     squares = torch.zeros(len(texts), 2, dtype=torch.float64)
     largest = torch.zeros(len(texts))
     tops = [torch.full((new,), -torch.inf) for _ in texts]
     chosen = [torch.zeros(new) for _ in texts]
-    for rows, head in head_slabs(arch, source):
+    for rows, head in slabs:
         for i, ids in enumerate(texts):
             expected = head(normed[i])
             squares[i, 0] += (got[i][:, rows] - expected).square().sum(dtype=torch.float64)

@@ -53,7 +53,8 @@ class PartialBundle:
         self._lock = _locked(self.work, self.out)
         self.journal = Journal(self.work, key)
         if not self.journal.placed and not self.journal.texts:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            for path in self.work.glob("*.partial"):
+                shutil.rmtree(path, ignore_errors=True)
         self.folder.mkdir(exist_ok=True)
         self._end = max((at.offset + at.nbytes for at in self.journal.placed.values()), default=0)
         self._data = open(self.folder / DATA, "ab")  # noqa: SIM115  closed on leaving
@@ -71,7 +72,7 @@ class PartialBundle:
             shutil.rmtree(self.work, ignore_errors=True)
         self._lock.close()
 
-    def append(self, name: str, pieces: Iterable[NDArray[Any]], format: Format | None = None) -> None:
+    def append(self, name: str, pieces: Iterable[NDArray[Any]], format: Format | None = None) -> Placed:
         """Append a tensor to the data file, page-aligned: packed tiles (uint8, with their format), in any number of
         pieces, or one float32 vector."""
         gap = -self._end % ALIGNMENT
@@ -83,6 +84,7 @@ class PartialBundle:
             length, dtype = length + piece.nbytes, piece.dtype
         self._end = offset + length
         self.journal.placed[name] = Placed(offset, length, (length // dtype.itemsize,), format)
+        return self.journal.placed[name]
 
     def keep(self) -> None:
         """From here on a killed export need not do again what was appended so far."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from edgellm.runtime.backend import Backend
 from edgellm.runtime.bundle_files import AGAIN, CHAT_TEMPLATE, NAME
 from edgellm.runtime.cache import CacheLayout, KVPolicy, kv_policy, parse_kv
 from edgellm.runtime.chat import Chat
@@ -37,11 +38,20 @@ def load(
     policy = _default_policy(manifest) if kv is None else parse_kv(kv, model.context)
     tokenizer = read_tokenizer(folder, model.vocabulary)
     chat = _read_chat(folder, manifest, tokenizer)
-    from edgellm.runtime.onnx_backend import OnnxBackend  # late: a wrong bundle is told before onnxruntime is loaded
-
     layout = CacheLayout(policy, min(CHUNK, model.context), model.layers, model.kv_heads, model.head_dim)
-    backend = OnnxBackend(folder, layout, model.vocabulary, threads)
+    backend = _backend(folder, manifest, layout, threads)
     return Session(manifest, tokenizer, backend, policy, layout.staging, chat)
+
+
+def _backend(folder: Path, manifest: Manifest, layout: CacheLayout, threads: int | None) -> Backend:
+    """What runs the bundle's graph; imported late, so that a wrong bundle is told before onnxruntime is loaded."""
+    if manifest.graph == "optimum":
+        from edgellm.runtime.standard_backend import StandardBackend
+
+        return StandardBackend(folder, layout, manifest.model.vocabulary, threads)
+    from edgellm.runtime.onnx_backend import OnnxBackend
+
+    return OnnxBackend(folder, layout, manifest.model.vocabulary, threads)
 
 
 def _default_policy(manifest: Manifest) -> KVPolicy:

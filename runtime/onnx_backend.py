@@ -8,31 +8,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from edgellm.devices.cores import usable_cores
-from edgellm.runtime.bundle_files import AGAIN, GRAPH
 from edgellm.runtime.cache import CacheLayout
-from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
+from edgellm.runtime.errors import EdgellmError
+from edgellm.runtime.onnx_graph import check_ends, failed, first_line, open_graph
 
-OLDEST = (1, 23)  # onnxruntime that reads opset 23
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
 class OnnxBackend:
     """A graph in an onnxruntime.InferenceSession. One OrtValue is each cache buffer's input and output.
 
-    Raises BundleError when model.onnx or its data cannot be loaded, EdgellmError when the operator library cannot,
-    UsageError for a number of threads below 1. threads = None takes the physical cores this process may use.
+    Raises as open_graph does, and EdgellmError when the operator library cannot be loaded.
     """
 
     def __init__(self, folder: Path, layout: CacheLayout, vocabulary: int, threads: int | None = None) -> None:
-        if threads is not None and not 1 <= threads <= 1024:
-            raise UsageError(f"{threads} threads; expected 1 to 1024")
         import onnxruntime
 
         self._ort: Any = onnxruntime
         self._vocabulary = vocabulary
         self._layout = layout
-        self._session: Any = self._open(folder, threads or usable_cores())
+        self._session: Any = self._open(folder, threads)
         self._binding = self._session.io_binding()
         self._buffers: dict[str, NDArray[Any]] = {}
         self._bind_cache()
@@ -58,7 +53,7 @@ class OnnxBackend:
             binding.bind_ortvalue_output("logits", value(logits))
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise BundleError(f"{GRAPH} failed to run: {_first_line(error)}", f"See edgellm doctor. {AGAIN}") from error
+            raise failed(error) from error
         return logits
 
     def read_slots(self, slots: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -69,36 +64,20 @@ class OnnxBackend:
         """See Backend.write_slots."""
         self._buffers[name][:, slots] = values
 
-    def _open(self, folder: Path, threads: int) -> Any:
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # failures come back as exceptions, told once
-        # Weights are stored in their final order and stay in the mapped file: no packed second copy.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        # The arena grows by powers of two and keeps the longest prefill's peak; plans pile up one a prompt length.
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
-        register_operators(options)
-        try:
-            path = str(folder / GRAPH)
-            session = self._ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise BundleError(f"{GRAPH} cannot be loaded: {_first_line(error)}", self._remedy()) from error
-        inputs, outputs = ({v.name for v in side} for side in (session.get_inputs(), session.get_outputs()))
-        caches = [name for name, _, _ in self._layout.buffers()]
-        wanted = {"ids", "positions", "rows", "control", *caches}
-        missing = sorted(wanted - inputs) + sorted({"logits", *(f"{name}.out" for name in caches)} - outputs)
-        if missing or inputs - wanted:
-            odd = f"lacks {missing[0]}" if missing else f"asks for an unknown input {min(inputs - wanted)}"
-            raise BundleError(f"{GRAPH} does not fit the manifest: it {odd}", AGAIN)
-        return session
+    def _open(self, folder: Path, threads: int | None) -> Any:
+        def prepare(options: Any) -> None:
+            # Weights are stored in their final order and stay in the mapped file: no packed second copy.
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            register_operators(options)
 
-    def _remedy(self) -> str:
-        version = self._ort.__version__
-        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-            return f"onnxruntime {version} reads no opset 23; 1.23 and later do: pip install -U onnxruntime"
-        return AGAIN
+        session = open_graph(folder, threads, prepare)
+        caches = [name for name, _, _ in self._layout.buffers()]
+        check_ends(
+            session,
+            {"ids", "positions", "rows", "control", *caches},
+            {"logits", *(f"{name}.out" for name in caches)},
+        )
+        return session
 
     def _bind_cache(self) -> None:
         for name, shape, dtype in self._layout.buffers():
@@ -130,7 +109,7 @@ def register_operators(options: Any) -> Path:
         options.register_custom_ops_library(str(path))
     except Exception as error:
         raise EdgellmError(
-            f"onnxruntime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}",
+            f"onnxruntime {onnxruntime.__version__} cannot load {path}: {first_line(error)}",
             f"The library asks for ONNX Runtime API {LOWEST_ORT_API} (onnxruntime 1.{LOWEST_ORT_API} or newer): "
             "pip install -U onnxruntime",
         ) from error
@@ -143,8 +122,3 @@ def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     raw = np.zeros(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

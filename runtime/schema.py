@@ -9,6 +9,8 @@ from typing import Any
 
 from edgellm.runtime.bundle_files import CHAT_TEMPLATE, GRAPH, NAME, WEIGHTS, FileFacts
 
+GRAPHS = ("edgellm", "optimum")
+
 
 @dataclass(frozen=True)
 class Model:
@@ -80,7 +82,10 @@ class ChatFacts:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One packed matrix [n_out, k_in]; names and meaning as in edgellm.kernels.layout.Format."""
+    """One packed matrix [n_out, k_in]; names and meaning as in edgellm.kernels.layout.Format.
+
+    In a graph of Optimum's: ONNX Runtime's MatMulNBits weights, or floats, whose group is 1.
+    """
 
     name: str
     n_out: int
@@ -112,7 +117,7 @@ class Quality:
 @dataclass(frozen=True)
 class Parity:
     """Against torch with the same weights: relative logit error over all prompts and of the worst one, and how many
-    agree greedily."""
+    agree greedily. In a graph of Optimum's: both before they are rounded."""
 
     prompts: int
     tokens: int
@@ -140,12 +145,15 @@ class Manifest:
     parity: Parity | None
     files: dict[str, FileFacts]
     device: str | None = None  # what the recipe was chosen for; bundles of 0.1.0's first days do not say
+    graph: str = "edgellm"  # whose: ours, or a standard one of "optimum" for a model outside our table
 
     def __post_init__(self) -> None:
         named = [*self.tokens.stop, *(t for t in (self.tokens.bos, self.tokens.eos) if t is not None)]
         for token in named:
             if not 0 <= token < self.model.vocabulary:
                 raise ValueError(f'"tokens" names id {token}; the vocabulary has {self.model.vocabulary}')
+        if self.graph not in GRAPHS:
+            raise ValueError(f'"graph" is {self.graph!r}; this edgellm runs {" and ".join(GRAPHS)}')
         for name in self.files:
             if name in ("", ".", "..", NAME) or any(c in name for c in "/\\\0"):
                 raise ValueError(f'"files" names {name!r}; expected plain names of files in the bundle')

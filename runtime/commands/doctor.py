@@ -64,7 +64,7 @@ def _python() -> tuple[str, str]:
 def _onnxruntime() -> tuple[str, str]:
     import onnxruntime
 
-    from edgellm.runtime.onnx_backend import OLDEST
+    from edgellm.runtime.onnx_graph import OLDEST
 
     version = str(onnxruntime.__version__)
     new_enough = tuple(int(part) for part in version.split(".")[:2]) >= OLDEST

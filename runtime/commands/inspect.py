@@ -74,6 +74,11 @@ def show(bundle: Path, manifest: Manifest, verified: bool) -> None:
     table = Table(show_header=False, box=None, title=f"{bundle}  ({model.name})", title_justify="left")
     sizes = f"{model.layers} layers, hidden {model.hidden}, {model.heads}/{model.kv_heads} heads, ff {model.ff}"
     table.add_row("model", f"{model.architecture}, {model.parameters / 1e6:.1f} M parameters, {sizes}")
+    if manifest.graph == "optimum":
+        told = (
+            "Optimum's, a fallback: the architecture is outside edgellm's table. Dense, standard operators, full cache"
+        )
+        table.add_row("graph", told)
     table.add_row("context", f"{model.context} tokens, vocabulary {model.vocabulary}")
     scope = f", {recipe.scope}" if recipe.sparsity != "none" else ""
     table.add_row("recipe", f"{recipe.sparsity}{scope}, {recipe.bits} bits, head {recipe.head_bits} bits")
@@ -85,7 +90,8 @@ def show(bundle: Path, manifest: Manifest, verified: bool) -> None:
         table.add_row("perplexity", f"{against} ({quality.tokens} tokens of {quality.text})")
     if parity := manifest.parity:
         agree = f"{parity.greedy_agreement} of {parity.prompts} prompts agree greedily"
-        table.add_row("parity", f"logit error {parity.logit_error:.1e}, {agree}")
+        before = " (before rounding)" if manifest.graph == "optimum" else ""
+        table.add_row("parity", f"logit error {parity.logit_error:.1e}, {agree}{before}")
     if verified:
         table.add_row("verified", "every file's SHA-256 is the manifest's")
     console = Console(markup=False, emoji=False, highlight=False)  # names are the checkpoint's, not ours
@@ -101,7 +107,8 @@ def _matrices(manifest: Manifest) -> Any:
     rows: dict[tuple[str, str, str], list[Matrix]] = defaultdict(list)
     for m in manifest.matrices:
         sparsity = "dense" if m.n == m.m else f"{m.n}:{m.m} {m.axis}"
-        rows[role(m), f"{m.n_out} x {m.k_in}", f"{m.bits} bits, groups of {m.group}, {m.zero}, {sparsity}"].append(m)
+        form = f"{m.bits} bits, groups of {m.group}, {m.zero}, {sparsity}" if m.group > 1 else f"float{m.bits}"
+        rows[role(m), f"{m.n_out} x {m.k_in}", form].append(m)
     table = Table(box=None)
     for name in ("matrix", "count", "shape", "format", "MB", "bits/weight"):
         table.add_column(name, justify="right" if name in ("count", "MB", "bits/weight") else "left")

@@ -194,6 +194,14 @@ def test_a_changed_gguf_header_is_refused_or_read_but_never_worse(
             assert torch.isfinite(checkpoint.matrix(name)).all()
 
 
+def test_a_file_without_an_architecture_is_refused(tiny_gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / "changed.gguf").write_bytes(
+        tiny_gguf.read_bytes().replace(b"general.architecture", b"general.architectura")
+    )
+    with pytest.raises(CheckpointError, match='architecture "" is not supported'):
+        open_checkpoint(tmp_path / "changed.gguf")
+
+
 def test_an_array_that_claims_to_be_huge_is_refused_at_once(tiny_gguf: Path, tmp_path: Path) -> None:
     whole = tiny_gguf.read_bytes()
     at = whole.index(b"tokenizer.ggml.token_type") + 25 + 8  # past the key, and the two types
