@@ -3,7 +3,8 @@
 A matrix [n_out, k_in] is cut into panels of 16 outputs, a panel into tiles of 64 inputs, a tile into 16 vector
 blocks of 64 weights. A vector block is (16/r outputs) x (4r inputs), r = m/4 for groups of m > 4 along the input and
 1 otherwise, so that every block holds exactly 64*n/m kept weights. Within a tile blocks run over outputs first, then
-over inputs; within a block weights run over inputs first: bit 4r*o + i of the mask is output o, input i.
+over inputs. Within a block weights run over inputs first (bit 4r*o + i of the mask is output o, input i), where groups
+of m lie along the output over outputs first (bit 16*i + o): a group's bits and kept codes are always neighbours.
 
     panel  = for each run of max(group, 64) inputs: scales, minima, then its tiles
     scales = [groups in the run][16 outputs] fp16;  minima the same, only for zero = "min"
@@ -140,6 +141,9 @@ def dequantize(q: Quantized) -> NDArray[np.float32]:
 def to_blocks(matrix: NDArray[Any], f: Format) -> NDArray[Any]:
     """[panels*16, k_in] -> [panels, tiles, 16 blocks, 64] in the tile's order."""
     r = f.reach
+    if f.sparse and f.axis == "out":
+        cut = matrix.reshape(f.panels, PANEL, f.k_in // TILE, BLOCKS, 4)
+        return cut.transpose(0, 2, 3, 4, 1).reshape(f.panels, f.k_in // TILE, BLOCKS, 64)
     cut = matrix.reshape(f.panels, r, PANEL // r, f.k_in // TILE, BLOCKS // r, 4 * r)
     return cut.transpose(0, 3, 4, 1, 2, 5).reshape(f.panels, f.k_in // TILE, BLOCKS, 64)
 
@@ -147,6 +151,9 @@ def to_blocks(matrix: NDArray[Any], f: Format) -> NDArray[Any]:
 def from_blocks(blocks: NDArray[Any], f: Format) -> NDArray[Any]:
     """The inverse of to_blocks."""
     r = f.reach
+    if f.sparse and f.axis == "out":
+        cut = blocks.reshape(f.panels, f.k_in // TILE, BLOCKS, 4, PANEL)
+        return cut.transpose(0, 4, 1, 2, 3).reshape(f.panels * PANEL, f.k_in)
     cut = blocks.reshape(f.panels, f.k_in // TILE, BLOCKS // r, r, PANEL // r, 4 * r)
     return cut.transpose(0, 3, 4, 1, 2, 5).reshape(f.panels * PANEL, f.k_in)
 

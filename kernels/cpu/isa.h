@@ -1,25 +1,42 @@
-// The small interface that every instruction set fills in, one file each (isa_portable.cc, isa_avx2.cc).
+// The small interface that every instruction set fills in, one folder or file each (isa_portable.cc, avx2/).
 //
-// A tile unpacks to int8 in "quad order" [16 quads][16 outputs][4 inputs]: quad j holds inputs 4j .. 4j+3.
-// Activations are int16, one scale per row and 64 inputs.
+// Activations are int16, one scale per row and 64 inputs; of every four inputs the order is 0 2 1 3 (kPlace), so that
+// the low and the high bytes of 16-bit lanes of packed weights meet pairs of them.
 #pragma once
 #include "kernels/layout.h"
 
 namespace edgellm {
 
+constexpr int kPlace[4] = {0, 2, 1, 3};  // where input i of a quad lies
+
+// One row of activations as a panel reads it. Steps from tile to tile are `rows` entries: rows lie side by side.
+struct Row {
+  const int16_t* q;      // [tile][rows][64]
+  const float* scale;    // [tile][rows]
+  const float* sum;      // [tile][half][rows], of the 32 float inputs
+  const int32_t* codes;  // [tile][half][rows], sums of the 32 codes
+  int64_t rows;
+};
+
 struct Isa {
   const char* name;
 
+  // Fast path of decoding: acc[out] = sum over all tiles of the panel, straight from the packed bytes. Null, or false:
+  // this format has none, and unpack and accumulate do it.
+  bool (*decode)(const Format& f, const uint8_t* panel, const Row& x, float* acc);
+
+  // A tile as int8 in "quad order" [16 quads][16 outputs][4 inputs], quad j holding inputs 4j .. 4j+3:
   // weight[quad][out][i] = code - offset, 0 where dropped; offset(f) is 8, 128 or 0, see below.
   // kept, unless null, becomes 1 where a weight is kept and 0 where it is dropped.
   void (*unpack)(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept);
 
   // acc[row][out] += w_scale[out] * x_scale[row] * sum over `quads` quads of weight[quad][out][i] * x[row][4*quad + i]
-  // x rows are 64 apart; acc [rows][16].
+  // x rows are 64 apart, in the order of kPlace; acc [rows][16].
   void (*accumulate)(const int8_t* weight, int quads, const float* w_scale, const int16_t* x, const float* x_scale,
                      int rows, float* acc);
 
-  // q[i] = round(x[i] / scale) for 64 inputs, scale = max|x| / 32767; returns the scale (0 for a row of zeros).
+  // q[4j + kPlace[i]] = round(x[4j + i] / scale) for 64 inputs, scale = max|x| / 32767; returns the scale (0 for a row
+  // of zeros).
   float (*quantize)(const float* x, int16_t* q);
 
   // Half precision rows: a . b,  y += w * b,  conversions. n is any length.

@@ -11,6 +11,11 @@ namespace {
 template <typename Each>
 void for_block(const Format& f, int b, Each each) {
   const int r = f.reach(), outputs = kPanel / r;
+  if (f.sparse() && f.along_out) {
+    for (int i = 0; i < 4; ++i)
+      for (int o = 0; o < kPanel; ++o) each(b, o, i, i * kPanel + o);
+    return;
+  }
   for (int o = 0; o < outputs; ++o)
     for (int i = 0; i < 4 * r; ++i) each(b / r * r + i / 4, b % r * outputs + o, i % 4, o * 4 * r + i);
 }
@@ -43,7 +48,7 @@ void accumulate(const int8_t* weight, int quads, const float* w_scale, const int
     for (int out = 0; out < kPanel; ++out) {
       int32_t sum = 0;
       for (int quad = 0; quad < quads; ++quad)
-        for (int i = 0; i < 4; ++i) sum += weight[(quad * kPanel + out) * 4 + i] * x[4 * quad + i];
+        for (int i = 0; i < 4; ++i) sum += weight[(quad * kPanel + out) * 4 + i] * x[4 * quad + kPlace[i]];
       acc[out] += w_scale[out] * x_scale[row] * float(sum);
     }
 }
@@ -53,7 +58,8 @@ float quantize(const float* x, int16_t* q) {
   for (int i = 0; i < kTile; ++i) most = std::fmax(most, std::fabs(x[i]));
   if (!(most > 1e-30f)) most = 0;  // 32767 / most would overflow
   const float scale = most / 32767.0f, inverse = most > 0 ? 32767.0f / most : 0;
-  for (int i = 0; i < kTile; ++i) q[i] = int16_t(std::lrintf(std::fmin(std::fmax(x[i] * inverse, -32767.0f), 32767.0f)));
+  for (int i = 0; i < kTile; ++i)
+    q[i / 4 * 4 + kPlace[i % 4]] = int16_t(std::lrintf(std::fmin(std::fmax(x[i] * inverse, -32767.0f), 32767.0f)));
   return scale;
 }
 
@@ -110,6 +116,6 @@ void from_half(const uint16_t* x, float* y, int n) {
 
 }  // namespace
 
-const Isa kPortable = {"portable", unpack, accumulate, quantize, dot_half, add_half, to_half, from_half};
+const Isa kPortable = {"portable", nullptr, unpack, accumulate, quantize, dot_half, add_half, to_half, from_half};
 
 }  // namespace edgellm

@@ -18,15 +18,20 @@ namespace edgellm {
 namespace {
 
 constexpr int kRowBlock = 64;           // rows that share an unpacked tile: x, acc and the tile stay in L1
+constexpr int64_t kFewRows = 4;         // read the panel again from L1 instead of unpacking it
 constexpr size_t kTaskBytes = 1 << 15;  // weight bytes times rows worth a task
 constexpr float kDwarfed = 64;          // times the others' root mean square: above, a second plane
 
-// Activations as int16: q [tile][row][64], scale [tile][row], sum [tile][group of 32][row]. rest and rest_scale, like q
-// and scale, are the second plane; rest_scale is 0 where there is none.
+// Activations as int16: q [tile][row][64], scale [tile][row], sum and codes [tile][half of 32][row]. rest and
+// rest_scale, like q and scale, are the second plane; rest_scale is 0 where there is none.
 struct Rows {
   std::vector<int16_t> q, rest;
   std::vector<float> scale, rest_scale, sum;
+  std::vector<int32_t> codes;
   int64_t rows = 0;
+  bool any_rest = false;
+
+  Row row(int64_t i) const { return {&q[size_t(i * kTile)], &scale[size_t(i)], &sum[size_t(i)], &codes[size_t(i)], rows}; }
 
   void quantize(const float* x, int64_t count, int64_t tiles, const Isa& isa, const Pool& pool) {
     rows = count;
@@ -35,6 +40,7 @@ struct Rows {
     scale.resize(size_t(tiles * rows));
     rest_scale.resize(scale.size());
     sum.resize(size_t(2 * tiles * rows));
+    codes.resize(sum.size());
     const int64_t step = rows < 16 ? rows : 16;
     auto some = [&](size_t task) {
       const int64_t end = std::min(rows, int64_t(task + 1) * step);
@@ -42,32 +48,35 @@ struct Rows {
         for (int64_t tile = 0; tile < tiles; ++tile) one(x + (row * tiles + tile) * kTile, tile, row, isa);
     };
     parallel(pool, size_t((rows + step - 1) / step), some);
+    any_rest = std::any_of(rest_scale.begin(), rest_scale.end(), [](float one) { return one > 0; });
   }
 
  private:
   void one(const float* x, int64_t tile, int64_t row, const Isa& isa) {
     const int64_t at = tile * rows + row;
-    int16_t* codes = &q[size_t(at * kTile)];
-    const float step = scale[size_t(at)] = isa.quantize(x, codes);
+    const int16_t* code = &q[size_t(at * kTile)];
+    const float step = scale[size_t(at)] = isa.quantize(x, &q[size_t(at * kTile)]);
     float squares = 0;
     for (int half = 0; half < 2; ++half) {
       float total = 0;
-      for (int i = 32 * half; i < 32 * half + 32; ++i) total += x[i], squares += x[i] * x[i];
+      int32_t whole = 0;
+      for (int i = 32 * half; i < 32 * half + 32; ++i) total += x[i], squares += x[i] * x[i], whole += code[i];
       sum[size_t((2 * tile + half) * rows + row)] = total;
+      codes[size_t((2 * tile + half) * rows + row)] = whole;
     }
     const float most = 32767 * step, others = std::sqrt(std::fmax(0.0f, squares - most * most) / (kTile - 1));
     rest_scale[size_t(at)] = 0;
     if (most > kDwarfed * others && std::isfinite(squares)) {
       float left[kTile];
-      for (int i = 0; i < kTile; ++i) left[i] = x[i] - step * float(codes[i]);
+      for (int i = 0; i < kTile; ++i) left[i] = x[i] - step * float(code[i / 4 * 4 + kPlace[i % 4]]);
       rest_scale[size_t(at)] = isa.quantize(left, &rest[size_t(at * kTile)]);
     }
   }
 };
 
-// acc[row][out] for rows [first, first + count) of one panel.
-void panel_times_rows(const Format& f, const uint8_t* panel, const Rows& x, int64_t first, int count, float* acc,
-                      const Isa& isa) {
+// acc[row][out] for rows [first, first + count) of one panel, every tile unpacked once for all of them.
+void unpacked_panel(const Format& f, const uint8_t* panel, const Rows& x, int64_t first, int count, float* acc,
+                    const Isa& isa) {
   alignas(64) int8_t weight[kPanel * kTile], kept[kPanel * kTile];
   const bool masked_minimum = f.minimum && f.sparse();
   const int groups = f.groups_per_tile(), quads = 16 / groups;
@@ -75,18 +84,12 @@ void panel_times_rows(const Format& f, const uint8_t* panel, const Rows& x, int6
   for_tiles(f, panel, isa, [&](int64_t tile, const uint8_t* bytes, const TileScales& s) {
     isa.unpack(f, bytes, weight, masked_minimum ? kept : nullptr);
     const int64_t at = tile * x.rows + first;
-    const float* rest_scale = &x.rest_scale[size_t(at)];
-    const bool second = std::any_of(rest_scale, rest_scale + count, [](float scale) { return scale > 0; });
     for (int g = 0; g < groups; ++g) {
       const int skip = g * quads * kPanel * 4;
-      auto both_planes = [&](const int8_t* by, const float* scale) {
-        const size_t from = size_t(at * kTile + 4 * quads * g);
-        isa.accumulate(by + skip, quads, scale, &x.q[from], &x.scale[size_t(at)], count, acc);
-        if (second) isa.accumulate(by + skip, quads, scale, &x.rest[from], rest_scale, count, acc);
-      };
-      both_planes(weight, s.scale[g]);
+      const int16_t* q = &x.q[size_t(at * kTile + 4 * quads * g)];
+      isa.accumulate(weight + skip, quads, s.scale[g], q, &x.scale[size_t(at)], count, acc);
       if (masked_minimum) {
-        both_planes(kept, s.minimum[g]);
+        isa.accumulate(kept + skip, quads, s.minimum[g], q, &x.scale[size_t(at)], count, acc);
       } else if (f.minimum) {
         for (int half = 2 / groups * g; half < 2 / groups * (g + 1); ++half) {
           const float* sum = &x.sum[size_t((2 * tile + half) * x.rows + first)];
@@ -96,6 +99,34 @@ void panel_times_rows(const Format& f, const uint8_t* panel, const Rows& x, int6
       }
     }
   });
+}
+
+// The second plane of these rows, tiles that have none left out.
+void add_rest(const Format& f, const uint8_t* panel, const Rows& x, int64_t first, int count, float* acc,
+              const Isa& isa) {
+  alignas(64) int8_t weight[kPanel * kTile], kept[kPanel * kTile];
+  const bool masked_minimum = f.minimum && f.sparse();
+  const int groups = f.groups_per_tile(), quads = 16 / groups;
+  for_tiles(f, panel, isa, [&](int64_t tile, const uint8_t* bytes, const TileScales& s) {
+    const int64_t at = tile * x.rows + first;
+    const float* scale = &x.rest_scale[size_t(at)];
+    if (std::none_of(scale, scale + count, [](float one) { return one > 0; })) return;
+    isa.unpack(f, bytes, weight, masked_minimum ? kept : nullptr);
+    for (int g = 0; g < groups; ++g) {
+      const int skip = g * quads * kPanel * 4;
+      const int16_t* q = &x.rest[size_t(at * kTile + 4 * quads * g)];
+      isa.accumulate(weight + skip, quads, s.scale[g], q, scale, count, acc);
+      if (masked_minimum) isa.accumulate(kept + skip, quads, s.minimum[g], q, scale, count, acc);
+    }
+  });
+}
+
+void panel_times_rows(const Format& f, const uint8_t* panel, const Rows& x, int64_t first, int count, float* acc,
+                      const Isa& isa) {
+  bool done = count <= kFewRows && isa.decode;
+  for (int row = 0; done && row < count; ++row) done = isa.decode(f, panel, x.row(first + row), acc + row * kPanel);
+  if (!done) unpacked_panel(f, panel, x, first, count, acc, isa);
+  if (x.any_rest) add_rest(f, panel, x, first, count, acc, isa);
 }
 
 float activate(Activation activation, float x) {

@@ -4,10 +4,15 @@
 #include <array>
 #include <cstring>
 
+#include "kernels/cpu/avx2/decode.h"
 #include "kernels/cpu/isa.h"
 
 namespace edgellm {
 namespace {
+
+using avx2::load;
+using avx2::load16;
+using avx2::pair;
 
 // expand[mask] moves byte j of a register to the place of the mask's j-th set bit; 0x80 leaves zero.
 constexpr std::array<uint64_t, 256> expand_table() {
@@ -21,7 +26,6 @@ constexpr std::array<uint64_t, 256> expand_table() {
 }
 constexpr std::array<uint64_t, 256> kExpand = expand_table();
 
-__m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 void store(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 
 // The kept codes of one block, minus the offset, as int8 [kept]; writes up to 64 bytes, reads only the block's.
@@ -65,9 +69,21 @@ void expand(const int8_t* kept, uint64_t mask, int8_t* out) {
   }
 }
 
-// Block b, outputs [16/r] x inputs [4r], into quad order; r = 1 is quad order already.
-void place(int r, int b, const int8_t* block, int8_t* weight) {
-  const int outputs = kPanel / r;
+// Block b into quad order. Along the input it is outputs [16/r] x inputs [4r] (r = 1 is quad order already), along the
+// output [4 inputs][16 outputs].
+void place(const Format& f, int b, const int8_t* block, int8_t* weight) {
+  if (f.along_out) {
+    const __m128i i0 = load16(block), i1 = load16(block + 16), i2 = load16(block + 32), i3 = load16(block + 48);
+    const __m128i a = _mm_unpacklo_epi8(i0, i1), b2 = _mm_unpacklo_epi8(i2, i3);
+    const __m128i c = _mm_unpackhi_epi8(i0, i1), d = _mm_unpackhi_epi8(i2, i3);
+    __m128i* to = reinterpret_cast<__m128i*>(weight + 64 * b);
+    _mm_storeu_si128(to, _mm_unpacklo_epi16(a, b2));
+    _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(a, b2));
+    _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(c, d));
+    _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(c, d));
+    return;
+  }
+  const int r = f.reach(), outputs = kPanel / r;
   for (int o = 0; o < outputs; ++o)
     for (int q = 0; q < r; ++q)
       std::memcpy(weight + ((b / r * r + q) * kPanel + b % r * outputs + o) * 4, block + (o * r + q) * 4, 4);
@@ -81,7 +97,7 @@ void unpack(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept) 
     return;
   }
   const uint8_t* codes = tile + 8 * kBlocks;
-  const int r = f.reach();
+  const bool in_order = f.reach() == 1 && !f.along_out;
   alignas(32) int8_t packed[96] = {}, block[64], ones[64];  // expand reads 8 bytes at any kept code, store 32 at half
   int8_t all_ones[72];
   std::memset(all_ones, 1, sizeof all_ones);
@@ -89,52 +105,47 @@ void unpack(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept) 
     uint64_t mask;
     std::memcpy(&mask, tile + 8 * b, 8);
     codes_to_int8(f, codes + size_t(b) * bytes, packed);
-    expand(packed, mask, r == 1 ? weight + 64 * b : block);
-    if (r > 1) place(r, b, block, weight);
+    expand(packed, mask, in_order ? weight + 64 * b : block);
+    if (!in_order) place(f, b, block, weight);
     if (kept) {
-      expand(all_ones, mask, r == 1 ? kept + 64 * b : ones);
-      if (r > 1) place(r, b, ones, kept);
+      expand(all_ones, mask, in_order ? kept + 64 * b : ones);
+      if (!in_order) place(f, b, ones, kept);
     }
   }
 }
 
-// For kRows rows at once, so that a widened weight serves them all. vpmaddwd: int16 pairs into int32 lanes, two lanes
-// an output, added at the end. 2 * 128 * 32767 * 16 quads stays below 2^31.
+// For kRows rows at once, so that a widened weight serves them all. vpmaddwd: int16 pairs into an int32 an output.
+// 128 * 32767 * 64 stays below 2^31.
 template <int kRows>
 void accumulate_rows(const int8_t* weight, int quads, const float* w_scale, const int16_t* x, const float* x_scale,
                      float* acc) {
-  __m256i sum[kRows][4];
-  for (auto& row : sum)
-    for (auto& lane : row) lane = _mm256_setzero_si256();
-  for (int quad = 0; quad < quads; ++quad, weight += 4 * kPanel) {
-    __m256i w[4];
-    for (int part = 0; part < 4; ++part)
-      w[part] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(weight + 16 * part)));
-    for (int row = 0; row < kRows; ++row) {
-      int64_t four;
-      std::memcpy(&four, x + row * kTile + 4 * quad, 8);
-      const __m256i inputs = _mm256_set1_epi64x(four);
-      for (int part = 0; part < 4; ++part)
-        sum[row][part] = _mm256_add_epi32(sum[row][part], _mm256_madd_epi16(w[part], inputs));
+  __m256i sum[kRows][2];
+  for (auto& row : sum) row[0] = row[1] = _mm256_setzero_si256();
+  for (int quad = 0; quad < quads; ++quad, weight += 4 * kPanel)
+    for (int half = 0; half < 2; ++half) {
+      const __m256i w = load(weight + 32 * half);
+      const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), odd = _mm256_srai_epi16(w, 8);
+      for (int row = 0; row < kRows; ++row) {
+        const int16_t* inputs = x + row * kTile + 4 * quad;
+        avx2::add(sum[row][half], even, pair(inputs));
+        avx2::add(sum[row][half], odd, pair(inputs + 2));
+      }
     }
-  }
   for (int row = 0; row < kRows; ++row)
     for (int half = 0; half < 2; ++half) {
-      // hadd works within 128-bit lanes: outputs come as 0 1 4 5 | 2 3 6 7
-      const __m256i pairs = _mm256_hadd_epi32(sum[row][2 * half], sum[row][2 * half + 1]);
-      const __m256 total = _mm256_cvtepi32_ps(_mm256_permute4x64_epi64(pairs, 0b11011000));
       const __m256 scale = _mm256_mul_ps(_mm256_loadu_ps(w_scale + 8 * half), _mm256_set1_ps(x_scale[row]));
       float* to = acc + row * kPanel + 8 * half;
-      _mm256_storeu_ps(to, _mm256_fmadd_ps(total, scale, _mm256_loadu_ps(to)));
+      _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[row][half]), scale, _mm256_loadu_ps(to)));
     }
 }
 
 void accumulate(const int8_t* weight, int quads, const float* w_scale, const int16_t* x, const float* x_scale, int rows,
                 float* acc) {
   int row = 0;
-  for (; row + 2 <= rows; row += 2)
-    accumulate_rows<2>(weight, quads, w_scale, x + row * kTile, x_scale + row, acc + row * kPanel);
-  if (row < rows) accumulate_rows<1>(weight, quads, w_scale, x + row * kTile, x_scale + row, acc + row * kPanel);
+  for (; row + 4 <= rows; row += 4)
+    accumulate_rows<4>(weight, quads, w_scale, x + row * kTile, x_scale + row, acc + row * kPanel);
+  for (; row < rows; ++row)
+    accumulate_rows<1>(weight, quads, w_scale, x + row * kTile, x_scale + row, acc + row * kPanel);
 }
 
 float quantize(const float* x, int16_t* q) {
@@ -150,7 +161,10 @@ float quantize(const float* x, int16_t* q) {
   for (int i = 0; i < kTile; i += 16) {
     const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), inverse));
     const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8), inverse));
-    store(q + i, _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0b11011000));
+    const __m256i quads = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0b11011000);
+    const __m256i order = _mm256_broadcastsi128_si256(  // 0 2 1 3 of every four
+        _mm_set_epi8(15, 14, 11, 10, 13, 12, 9, 8, 7, 6, 3, 2, 5, 4, 1, 0));
+    store(q + i, _mm256_shuffle_epi8(quads, order));
   }
   return peak / 32767.0f;
 }
@@ -191,6 +205,6 @@ void from_half(const uint16_t* x, float* y, int n) {
 
 }  // namespace
 
-const Isa kAvx2 = {"avx2", unpack, accumulate, quantize, dot_half, add_half, to_half, from_half};
+const Isa kAvx2 = {"avx2", avx2::decode, unpack, accumulate, quantize, dot_half, add_half, to_half, from_half};
 
 }  // namespace edgellm
