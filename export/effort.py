@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from edgellm.export.architectures import MATRICES, Architecture
-from edgellm.export.calibrate import TextMemory, text_memory
 from edgellm.export.config import HELD_OUT, ExportConfig
 from edgellm.export.decoder import TOKENS_AT_ONCE
+from edgellm.export.self_written import TextMemory, text_memory
 from edgellm.export.verify import LOGITS_AT_ONCE
 from edgellm.export.vocabulary import SLAB
 
@@ -59,8 +61,8 @@ def _peak(
     reading = block + max(matrices) + UNPACKING  # the last matrix in pieces and joined
     text = 0
     if written is not None:
-        held = arch.layers * block + 4 * arch.vocabulary * arch.hidden if written.resident else reading + SLABS
-        text = held + written.cache_bytes + 2 * 4 * written.batch * arch.vocabulary  # logits and their softmax
+        text = written.held_bytes + written.cache_bytes + 2 * 4 * written.batch * arch.vocabulary  # logits, softmax
+        text += 0 if written.held == torch.float32 else reading + SLABS
     states = 4 * (sequences - HELD_OUT) * length * arch.hidden if config.calibrates else 0
     attention = (arch.heads + 2 * arch.kv_heads) * arch.head_dim
     passing = 4 * TOKENS_AT_ONCE * (4 * arch.hidden + 2 * attention + 4 * arch.ff)
@@ -81,6 +83,6 @@ def _seconds(
     seconds = PACK * arch.parameters + tokens / rate
     if written is not None:
         step = 4 * arch.parameters / READ + written.batch / rate
-        step += 0 if written.resident else REREAD * arch.parameters
+        step += 0 if written.held else REREAD * arch.parameters
         seconds += -(-sequences // written.batch) * length * step
     return seconds

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgellm.export.calibrate import calibration_ids, write_text
+from edgellm.export.calibrate import calibration_ids
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
 from edgellm.export.compress import compress, compress_layer
 from edgellm.export.config import HELD_OUT, ExportConfig
@@ -24,6 +24,7 @@ from edgellm.export.journal import fingerprint
 from edgellm.export.pack import interleave, pack
 from edgellm.export.packed_source import PackedSource
 from edgellm.export.plan import planned_format
+from edgellm.export.self_written import write_text
 from edgellm.export.verify import parity, prompts_from
 from edgellm.export.vocabulary import embed, slabs
 from edgellm.export.write import PartialBundle

@@ -24,11 +24,16 @@ def head_name(arch: Architecture) -> str:
     return "embedding" if arch.tied else "head"
 
 
+def pieces(rows: int, columns: int) -> Iterator[slice]:
+    """Rows of a matrix in pieces of SLAB weights, in multiples of 128."""
+    step = max(1, SLAB // columns // 128) * 128
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
 def slabs(arch: Architecture) -> Iterator[slice]:
-    """Rows of the vocabulary in pieces of SLAB weights, in multiples of 128."""
-    step = max(1, SLAB // arch.hidden // 128) * 128
-    for start in range(0, arch.vocabulary, step):
-        yield slice(start, min(start + step, arch.vocabulary))
+    """The vocabulary's rows in pieces."""
+    return pieces(arch.vocabulary, arch.hidden)
 
 
 def embed(arch: Architecture, source: Source, ids: Tensor) -> Tensor:

@@ -110,27 +110,3 @@ def test_malformed_files_are_refused(name: str, content: bytes, message: str, ti
 @pytest.mark.skipif(not C4.exists(), reason="the shared data set is not here")
 def test_the_shared_c4_sample_reads(tiny_model: Path) -> None:
     assert calibrate.calibration_ids(open_checkpoint(tiny_model).tokenizer_json(), C4, 8, 128).shape == (8, 128)
-
-
-def test_the_model_writes_text_that_it_finds_likely(tiny_model: Path) -> None:
-    checkpoint = open_checkpoint(tiny_model)
-    ids = calibrate.write_text(checkpoint, sequences=6, length=40, seed=3)
-    assert (ids.shape, ids.dtype) == ((6, 40), torch.int64)
-    assert torch.equal(ids, calibrate.write_text(checkpoint, 6, 40, seed=3))
-    assert not torch.equal(ids, calibrate.write_text(checkpoint, 6, 40, seed=4))
-    assert (ids[:, 0] == checkpoint.tokens["bos"]).all()
-    assert len({tuple(row) for row in ids.tolist()}) == 6
-    written = decoder.perplexity(checkpoint.architecture, checkpoint, ids.flatten(), 40)
-    logits = decoder.forward(checkpoint.architecture, checkpoint, ids)
-    entropy = torch.distributions.Categorical(logits=logits[:, :-1]).entropy().mean().exp()
-    # A sample's perplexity is the exponent of the model's entropy: below it if the most likely were taken, far above
-    # it (this model gives random tokens thousands) if the cache or the positions were wrong.
-    assert 0.6 < written / float(entropy) < 1.6
-
-
-def test_little_memory_changes_nothing_but_the_reading(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = open_checkpoint(tiny_model)
-    ids = calibrate.write_text(checkpoint, 1, 12, seed=0)
-    monkeypatch.setattr(calibrate, "available_bytes", lambda: 1)
-    assert torch.equal(calibrate.write_text(checkpoint, 1, 12, seed=0), ids)
-    assert calibrate.write_text(checkpoint, 3, 12, seed=0).shape == (3, 12)

@@ -14,7 +14,7 @@ from tests.bundles import make_bundle
 from tests.conftest import write_folder
 
 from edgellm.devices.profile import Device, Recipe, load
-from edgellm.export import calibrate, fit
+from edgellm.export import fit, self_written
 from edgellm.export.architectures import Architecture, Layer
 from edgellm.export.checkpoint import open_checkpoint
 from edgellm.export.config import ExportConfig, Sparsity
@@ -57,7 +57,7 @@ class Header:
 def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with 64 GB of free memory and a disk of a terabyte, whatever runs the tests."""
     monkeypatch.setattr(fit, "available_bytes", lambda: 64 * GIGABYTE)
-    monkeypatch.setattr(calibrate, "available_bytes", lambda: 64 * GIGABYTE)
+    monkeypatch.setattr(self_written, "available_bytes", lambda: 64 * GIGABYTE)
     monkeypatch.setattr(fit, "peak_rss_bytes", lambda: 0)
     monkeypatch.setattr(fit, "_free_disk", lambda out: 1000 * GIGABYTE)
 
@@ -160,7 +160,7 @@ def test_a_small_model_writes_its_text_from_memory(monkeypatch: pytest.MonkeyPat
     small: Any = Header(replace(LLAMA_7B, layers=2, layers_as=LLAMA_7B.layers_as[:2], vocabulary=1000, ff=4096))
     sampled = estimate(small, config())
     assert sampled.host_bytes > 4 * small.architecture.parameters
-    monkeypatch.setattr(calibrate, "available_bytes", lambda: 2 * GIGABYTE)  # blocks are read again at every step
+    monkeypatch.setattr(self_written, "available_bytes", lambda: GIGABYTE)  # blocks are read again at every step
     assert estimate(small, config()).host_bytes < sampled.host_bytes
     assert estimate(small, config()).seconds > sampled.seconds
 
@@ -220,7 +220,7 @@ def test_a_disk_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_host_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "available_bytes", lambda: GIGABYTE)
-    monkeypatch.setattr(calibrate, "available_bytes", lambda: GIGABYTE)
+    monkeypatch.setattr(self_written, "available_bytes", lambda: GIGABYTE)
     what, hint = refusal(LLAMA_7B, config("dgx-spark"))
     assert re.fullmatch(r"this machine has 1\.0 GB of memory free, and the export needs \d\.\d GB", what)
     assert re.fullmatch(
