@@ -13,8 +13,8 @@ constexpr int kPlace[4] = {0, 2, 1, 3};  // where input i of a quad lies
 struct Row {
   const int16_t* q;      // [tile][rows][64]
   const float* scale;    // [tile][rows]
-  const float* sum;      // [tile][half][rows], of the 32 float inputs
-  const int32_t* codes;  // [tile][half][rows], sums of the 32 codes
+  const float* sum;      // [tile][group][rows], of a group's float inputs
+  const int32_t* codes;  // [tile][group][rows], of their codes
   int64_t rows;
 };
 
@@ -30,10 +30,12 @@ struct Isa {
   // kept, unless null, becomes 1 where a weight is kept and 0 where it is dropped.
   void (*unpack)(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept);
 
-  // acc[row][out] += w_scale[out] * x_scale[row] * sum over `quads` quads of weight[quad][out][i] * x[row][4*quad + i]
-  // x rows are 64 apart, in the order of kPlace; acc [rows][16].
-  void (*accumulate)(const int8_t* weight, int quads, const float* w_scale, const int16_t* x, const float* x_scale,
-                     int rows, float* acc);
+  // One group: acc[row][out] += sum over `quads` quads of weight[quad][out][i] * x[row][4*quad + i]
+  //                              * w_scale[out] * x_scale[row]   + minimum[out] * sum[row]  unless minimum is null.
+  // x rows are 64 apart, in the order of kPlace; acc [rows][16]. Rounds exactly as decode does, so that a token's result
+  // does not depend on how many others it came with.
+  void (*accumulate)(const int8_t* weight, int quads, const float* w_scale, const float* minimum, const int16_t* x,
+                     const float* x_scale, const float* sum, int rows, float* acc);
 
   // q[4j + kPlace[i]] = round(x[4j + i] / scale) for 64 inputs, scale = max|x| / 32767; returns the scale (0 for a row
   // of zeros).

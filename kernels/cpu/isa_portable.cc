@@ -42,14 +42,15 @@ void unpack(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept) 
   }
 }
 
-void accumulate(const int8_t* weight, int quads, const float* w_scale, const int16_t* x, const float* x_scale, int rows,
-                float* acc) {
+void accumulate(const int8_t* weight, int quads, const float* w_scale, const float* minimum, const int16_t* x,
+                const float* x_scale, const float* total, int rows, float* acc) {
   for (int row = 0; row < rows; ++row, x += kTile, acc += kPanel)
     for (int out = 0; out < kPanel; ++out) {
       int32_t sum = 0;
       for (int quad = 0; quad < quads; ++quad)
         for (int i = 0; i < 4; ++i) sum += weight[(quad * kPanel + out) * 4 + i] * x[4 * quad + kPlace[i]];
-      acc[out] += w_scale[out] * x_scale[row] * float(sum);
+      acc[out] += float(sum) * w_scale[out] * x_scale[row];
+      if (minimum) acc[out] += minimum[out] * total[row];
     }
 }
 

@@ -22,24 +22,26 @@ constexpr int64_t kFewRows = 4;         // read the panel again from L1 instead 
 constexpr size_t kTaskBytes = 1 << 15;  // weight bytes times rows worth a task
 constexpr float kDwarfed = 64;          // times the others' root mean square: above, a second plane
 
-// Activations as int16: q [tile][row][64], scale [tile][row], sum and codes [tile][half of 32][row]. rest and
-// rest_scale, like q and scale, are the second plane; rest_scale is 0 where there is none.
+// Activations as int16: q [tile][row][64], scale [tile][row], sum and codes [tile][group][row]. rest and rest_scale, like
+// q and scale, are the second plane; rest_scale is 0 where there is none.
 struct Rows {
   std::vector<int16_t> q, rest;
   std::vector<float> scale, rest_scale, sum;
   std::vector<int32_t> codes;
-  int64_t rows = 0;
+  int64_t rows = 0, groups = 1;  // groups a tile
   bool any_rest = false;
 
   Row row(int64_t i) const { return {&q[size_t(i * kTile)], &scale[size_t(i)], &sum[size_t(i)], &codes[size_t(i)], rows}; }
 
-  void quantize(const float* x, int64_t count, int64_t tiles, const Isa& isa, const Pool& pool) {
+  void quantize(const Format& f, const float* x, int64_t count, const Isa& isa, const Pool& pool) {
+    const int64_t tiles = f.tiles();
     rows = count;
+    groups = f.groups_per_tile();
     q.resize(size_t(tiles * rows * kTile));
     rest.resize(q.size());
     scale.resize(size_t(tiles * rows));
     rest_scale.resize(scale.size());
-    sum.resize(size_t(2 * tiles * rows));
+    sum.resize(size_t(groups * tiles * rows));
     codes.resize(sum.size());
     const int64_t step = rows < 16 ? rows : 16;
     auto some = [&](size_t task) {
@@ -57,12 +59,12 @@ struct Rows {
     const int16_t* code = &q[size_t(at * kTile)];
     const float step = scale[size_t(at)] = isa.quantize(x, &q[size_t(at * kTile)]);
     float squares = 0;
-    for (int half = 0; half < 2; ++half) {
+    for (int64_t g = 0, width = kTile / groups; g < groups; ++g) {
       float total = 0;
       int32_t whole = 0;
-      for (int i = 32 * half; i < 32 * half + 32; ++i) total += x[i], squares += x[i] * x[i], whole += code[i];
-      sum[size_t((2 * tile + half) * rows + row)] = total;
-      codes[size_t((2 * tile + half) * rows + row)] = whole;
+      for (int64_t i = width * g; i < width * (g + 1); ++i) total += x[i], squares += x[i] * x[i], whole += code[i];
+      sum[size_t((groups * tile + g) * rows + row)] = total;
+      codes[size_t((groups * tile + g) * rows + row)] = whole;
     }
     const float most = 32767 * step, others = std::sqrt(std::fmax(0.0f, squares - most * most) / (kTile - 1));
     rest_scale[size_t(at)] = 0;
@@ -87,16 +89,10 @@ void unpacked_panel(const Format& f, const uint8_t* panel, const Rows& x, int64_
     for (int g = 0; g < groups; ++g) {
       const int skip = g * quads * kPanel * 4;
       const int16_t* q = &x.q[size_t(at * kTile + 4 * quads * g)];
-      isa.accumulate(weight + skip, quads, s.scale[g], q, &x.scale[size_t(at)], count, acc);
-      if (masked_minimum) {
-        isa.accumulate(kept + skip, quads, s.minimum[g], q, &x.scale[size_t(at)], count, acc);
-      } else if (f.minimum) {
-        for (int half = 2 / groups * g; half < 2 / groups * (g + 1); ++half) {
-          const float* sum = &x.sum[size_t((2 * tile + half) * x.rows + first)];
-          for (int row = 0; row < count; ++row)
-            for (int out = 0; out < kPanel; ++out) acc[row * kPanel + out] += s.minimum[g][out] * sum[row];
-        }
-      }
+      const float *scale = &x.scale[size_t(at)], *sum = &x.sum[size_t((groups * tile + g) * x.rows + first)];
+      const float* minimum = f.minimum && !masked_minimum ? s.minimum[g] : nullptr;
+      isa.accumulate(weight + skip, quads, s.scale[g], minimum, q, scale, sum, count, acc);
+      if (masked_minimum) isa.accumulate(kept + skip, quads, s.minimum[g], nullptr, q, scale, sum, count, acc);
     }
   });
 }
@@ -115,8 +111,8 @@ void add_rest(const Format& f, const uint8_t* panel, const Rows& x, int64_t firs
     for (int g = 0; g < groups; ++g) {
       const int skip = g * quads * kPanel * 4;
       const int16_t* q = &x.rest[size_t(at * kTile + 4 * quads * g)];
-      isa.accumulate(weight + skip, quads, s.scale[g], q, scale, count, acc);
-      if (masked_minimum) isa.accumulate(kept + skip, quads, s.minimum[g], q, scale, count, acc);
+      isa.accumulate(weight + skip, quads, s.scale[g], nullptr, q, scale, scale, count, acc);
+      if (masked_minimum) isa.accumulate(kept + skip, quads, s.minimum[g], nullptr, q, scale, scale, count, acc);
     }
   });
 }
@@ -140,7 +136,7 @@ void nm_matmul(const Format& f, Activation activation, const float* x, int64_t r
                const Pool& pool) {
   static thread_local Rows quantized;  // grows to the largest chunk once, then stays
   const Isa& isa = edgellm::isa();
-  quantized.quantize(x, rows, f.tiles(), isa, pool);
+  quantized.quantize(f, x, rows, isa, pool);
   const Rows& q = quantized;
 
   const bool paired = activation != Activation::kNone;

@@ -160,11 +160,9 @@ void decode_panel(const Format& f, const uint8_t* panel, const Row& x, float* ac
       const uint8_t* codes = panel + kBlocks * Block::kMasks;
       const __m256 by = _mm256_broadcast_ss(x_scale);
       for (int g = 0; g < kGroups; ++g) {
-        const int half = kGroups == 1 ? 2 : 1;
-        int32_t start = 0;
-        for (int h = 0; h < half; ++h, codes_sum += step) start += *codes_sum;
         // A second pair of sums: additions need not wait for each other.
-        __m256i a = _mm256_set1_epi32(zero * start), b = a, c = _mm256_setzero_si256(), d = c;
+        __m256i a = _mm256_set1_epi32(zero * *codes_sum), b = a, c = _mm256_setzero_si256(), d = c;
+        codes_sum += step;
         for (int block = 0; block < kInGroup; block += 2) {
           prefetch<2 * Block::kBytes>(codes + kAhead);
           Block::run(codes, masks, q, a, b);
@@ -185,10 +183,10 @@ void decode_panel(const Format& f, const uint8_t* panel, const Row& x, float* ac
         low = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(a), half8(scales)), by, low);
         high = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(b), half8(scales + kPanel)), by, high);
         if constexpr (kMinimum) {
-          float total = 0;
-          for (int h = 0; h < half; ++h, sum += step) total += *sum;
-          low = _mm256_fmadd_ps(half8(scales + kGroups * 2 * kPanel), _mm256_set1_ps(total), low);
-          high = _mm256_fmadd_ps(half8(scales + kGroups * 2 * kPanel + kPanel), _mm256_set1_ps(total), high);
+          const __m256 total = _mm256_broadcast_ss(sum);
+          sum += step;
+          low = _mm256_fmadd_ps(half8(scales + kGroups * 2 * kPanel), total, low);
+          high = _mm256_fmadd_ps(half8(scales + kGroups * 2 * kPanel + kPanel), total, high);
         }
       }
       panel = codes;

@@ -117,8 +117,8 @@ void unpack(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept) 
 // For kRows rows at once, so that a widened weight serves them all. vpmaddwd: int16 pairs into an int32 an output.
 // 128 * 32767 * 64 stays below 2^31.
 template <int kRows>
-void accumulate_rows(const int8_t* weight, int quads, const float* w_scale, const int16_t* x, const float* x_scale,
-                     float* acc) {
+void accumulate_rows(const int8_t* weight, int quads, const float* w_scale, const float* minimum, const int16_t* x,
+                     const float* x_scale, const float* total, float* acc) {
   __m256i sum[kRows][2];
   for (auto& row : sum) row[0] = row[1] = _mm256_setzero_si256();
   for (int quad = 0; quad < quads; ++quad, weight += 4 * kPanel)
@@ -133,19 +133,21 @@ void accumulate_rows(const int8_t* weight, int quads, const float* w_scale, cons
     }
   for (int row = 0; row < kRows; ++row)
     for (int half = 0; half < 2; ++half) {
-      const __m256 scale = _mm256_mul_ps(_mm256_loadu_ps(w_scale + 8 * half), _mm256_set1_ps(x_scale[row]));
+      const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[row][half]), _mm256_loadu_ps(w_scale + 8 * half));
       float* to = acc + row * kPanel + 8 * half;
-      _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[row][half]), scale, _mm256_loadu_ps(to)));
+      __m256 now = _mm256_fmadd_ps(scaled, _mm256_set1_ps(x_scale[row]), _mm256_loadu_ps(to));
+      if (minimum) now = _mm256_fmadd_ps(_mm256_loadu_ps(minimum + 8 * half), _mm256_set1_ps(total[row]), now);
+      _mm256_storeu_ps(to, now);
     }
 }
 
-void accumulate(const int8_t* weight, int quads, const float* w_scale, const int16_t* x, const float* x_scale, int rows,
-                float* acc) {
+void accumulate(const int8_t* weight, int quads, const float* w_scale, const float* minimum, const int16_t* x,
+                const float* x_scale, const float* total, int rows, float* acc) {
   int row = 0;
-  for (; row + 4 <= rows; row += 4)
-    accumulate_rows<4>(weight, quads, w_scale, x + row * kTile, x_scale + row, acc + row * kPanel);
-  for (; row < rows; ++row)
-    accumulate_rows<1>(weight, quads, w_scale, x + row * kTile, x_scale + row, acc + row * kPanel);
+  for (; row + 4 <= rows; row += 4, x += 4 * kTile, acc += 4 * kPanel)
+    accumulate_rows<4>(weight, quads, w_scale, minimum, x, x_scale + row, total + row, acc);
+  for (; row < rows; ++row, x += kTile, acc += kPanel)
+    accumulate_rows<1>(weight, quads, w_scale, minimum, x, x_scale + row, total + row, acc);
 }
 
 float quantize(const float* x, int16_t* q) {
