@@ -41,9 +41,17 @@ struct Isa {
   // of zeros).
   float (*quantize)(const float* x, int16_t* q);
 
-  // Half precision rows: a . b,  y += w * b,  conversions. n is any length.
-  float (*dot_half)(const float* a, const uint16_t* b, int n);
-  void (*add_half)(float w, const uint16_t* b, float* y, int n);
+  // Attention over n slots: s[row][j] = q[row] . key[j];  y[row] += sum_j p[row][j] * value[j], in the order of j;
+  // s[j] = exp(s[j] - most), and their sum. q, y [rows][dim], key, value [n][dim]; s and p are `stride` apart.
+  void (*scores)(const float* q, int rows, const float* key, int n, int dim, float* s, int stride);
+  void (*mix)(const float* p, int stride, int rows, const float* value, int n, int dim, float* y);
+  float (*exponentials)(float* s, int n, float most);
+
+  // y[i] = act(gate[i]) * up[i] for 16 outputs: SiLU, or GELU in its tanh approximation.
+  void (*silu)(const float* gate, const float* up, float* y);
+  void (*gelu_tanh)(const float* gate, const float* up, float* y);
+
+  // Half precision and back, for any n.
   void (*to_half)(const float* x, uint16_t* y, int n);
   void (*from_half)(const uint16_t* x, float* y, int n);
 };

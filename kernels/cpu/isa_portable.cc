@@ -97,14 +97,36 @@ uint16_t float_to_half(float x) {
   return sign | uint16_t((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13);
 }
 
-float dot_half(const float* a, const uint16_t* b, int n) {
+void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride) {
+  for (int row = 0; row < rows; ++row)
+    for (int j = 0; j < n; ++j) {
+      float sum = 0;
+      for (int i = 0; i < dim; ++i) sum += q[row * dim + i] * key[j * dim + i];
+      s[row * stride + j] = sum;
+    }
+}
+
+void mix(const float* p, int stride, int rows, const float* value, int n, int dim, float* y) {
+  for (int row = 0; row < rows; ++row)
+    for (int j = 0; j < n; ++j)
+      for (int i = 0; i < dim; ++i) y[row * dim + i] += p[row * stride + j] * value[j * dim + i];
+}
+
+float exponentials(float* s, int n, float most) {
   float sum = 0;
-  for (int i = 0; i < n; ++i) sum += a[i] * half_to_float(b[i]);
+  for (int j = 0; j < n; ++j) sum += s[j] = std::exp(s[j] - most);
   return sum;
 }
 
-void add_half(float w, const uint16_t* b, float* y, int n) {
-  for (int i = 0; i < n; ++i) y[i] += w * half_to_float(b[i]);
+void silu(const float* gate, const float* up, float* y) {
+  for (int i = 0; i < kPanel; ++i) y[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
+}
+
+void gelu_tanh(const float* gate, const float* up, float* y) {
+  for (int i = 0; i < kPanel; ++i) {
+    const float x = gate[i];
+    y[i] = 0.5f * x * (1 + std::tanh(0.7978845608f * (x + 0.044715f * x * x * x))) * up[i];
+  }
 }
 
 void to_half(const float* x, uint16_t* y, int n) {
@@ -117,6 +139,7 @@ void from_half(const uint16_t* x, float* y, int n) {
 
 }  // namespace
 
-const Isa kPortable = {"portable", nullptr, unpack, accumulate, quantize, dot_half, add_half, to_half, from_half};
+const Isa kPortable = {"portable", nullptr, unpack, accumulate, quantize, scores,
+                       mix,        exponentials, silu, gelu_tanh, to_half, from_half};
 
 }  // namespace edgellm

@@ -125,11 +125,6 @@ void panel_times_rows(const Format& f, const uint8_t* panel, const Rows& x, int6
   if (x.any_rest) add_rest(f, panel, x, first, count, acc, isa);
 }
 
-float activate(Activation activation, float x) {
-  if (activation == Activation::kSilu) return x / (1 + std::exp(-x));
-  return 0.5f * x * (1 + std::tanh(0.7978845608f * (x + 0.044715f * x * x * x)));
-}
-
 }  // namespace
 
 void nm_matmul(const Format& f, Activation activation, const float* x, int64_t rows, const uint8_t* tiles, float* y,
@@ -152,12 +147,12 @@ void nm_matmul(const Format& f, Activation activation, const float* x, int64_t r
         const int outputs = int(std::min<int64_t>(kPanel, width - unit * kPanel));
         panel_times_rows(f, tiles + size_t(panel) * f.panel_bytes(), q, first, count, acc[0], isa);
         if (paired) panel_times_rows(f, tiles + size_t(panel + 1) * f.panel_bytes(), q, first, count, acc[1], isa);
-        for (int row = 0; row < count; ++row)
-          for (int out = 0; out < outputs; ++out) {
-            const float value = acc[0][row * kPanel + out];
-            y[(first + row) * width + unit * kPanel + out] =
-                paired ? activate(activation, value) * acc[1][row * kPanel + out] : value;
-          }
+        for (int row = 0; row < count; ++row) {
+          float *gate = acc[0] + row * kPanel, *to = y + (first + row) * width + unit * kPanel;
+          if (activation == Activation::kSilu) isa.silu(gate, acc[1] + row * kPanel, gate);
+          if (activation == Activation::kGeluTanh) isa.gelu_tanh(gate, acc[1] + row * kPanel, gate);
+          std::copy(gate, gate + outputs, to);
+        }
       }
   };
   parallel(pool, size_t(tasks), some);

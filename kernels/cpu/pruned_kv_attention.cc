@@ -1,19 +1,13 @@
-// PrunedKVAttention: commit the last run's accepted tokens, stage these, attend over what is kept.
-//
-//   y[t, h] = sum_s softmax_s( scale * q[t, h] . key[h / group, s] ) value[h / group, s]
-//   s over slots [0, committed) and [budget, budget + t], in a sliding layer those of the last `window` positions
-#include <cmath>
+// PrunedKVAttention: commit the last run's accepted tokens, stage these, attend over what is kept (attend.cc).
 #include <cstring>
 #include <limits>
 #include <vector>
 
+#include "kernels/cpu/attend.h"
 #include "kernels/cpu/isa.h"
-#include "kernels/cpu/operators.h"
 
 namespace edgellm {
 namespace {
-
-constexpr int64_t kRowBlock = 8;  // query rows a task
 
 // The committed slot a token goes to: the next free one, else the oldest that is no sink (StreamingLLM).
 int64_t slot_for(const int32_t* position, int64_t committed, const Control& control) {
@@ -31,14 +25,6 @@ void copy_slot(const KVCache& cache, int64_t head, int64_t from, int64_t to, int
     std::memcpy(buffer + (head * cache.capacity + to) * head_dim, buffer + (head * cache.capacity + from) * head_dim,
                 bytes);
   cache.position[head * cache.capacity + to] = cache.position[head * cache.capacity + from];
-}
-
-void rotate(const float* x, const float* cos, const float* sin, int64_t half, int64_t head_dim, float* y) {
-  for (int64_t i = 0; i < half; ++i) {
-    y[i] = x[i] * cos[i] - x[half + i] * sin[i];
-    y[half + i] = x[half + i] * cos[i] + x[i] * sin[i];
-  }
-  std::copy(x + 2 * half, x + head_dim, y + 2 * half);
 }
 
 const char* problem(const Attention& a, const Control& c, int64_t half, int64_t steps, const KVCache& cache) {
@@ -59,7 +45,7 @@ const char* pruned_kv_attention(const Attention& a, const Control& control, cons
                                 const int64_t* positions, int64_t steps, KVCache cache, float* y, const Pool& pool) {
   if (const char* why = problem(a, control, half, steps, cache)) return why;
   const Isa& isa = edgellm::isa();
-  const int64_t dim = a.head_dim, group = a.heads / a.kv_heads, budget = control.budget;
+  const int64_t dim = a.head_dim, budget = control.budget;
   const int64_t committed = std::min(budget, control.committed + control.accepted);
 
   auto commit_and_stage = [&](size_t task) {
@@ -75,38 +61,12 @@ const char* pruned_kv_attention(const Attention& a, const Control& control, cons
       cache.position[slot] = int32_t(positions[t]);
     }
   };
-  parallel(pool, size_t(a.kv_heads), commit_and_stage);
+  if (steps == 1 && control.accepted <= 1)  // less work than waking a thread
+    for (int64_t head = 0; head < a.kv_heads; ++head) commit_and_stage(size_t(head));
+  else
+    parallel(pool, size_t(a.kv_heads), commit_and_stage);
 
-  const int64_t blocks = (steps + kRowBlock - 1) / kRowBlock;
-  auto attend = [&](size_t task) {
-    const int64_t head = int64_t(task) / blocks, first = int64_t(task) % blocks * kRowBlock;
-    const int64_t base = head / group * cache.capacity;
-    std::vector<float> rotated(static_cast<size_t>(dim)), weight(size_t(committed + steps));
-    std::vector<int64_t> near;  // the slots that token t sees
-    near.reserve(weight.size());
-    for (int64_t t = first; t < std::min(steps, first + kRowBlock); ++t) {
-      rotate(q + (t * a.heads + head) * dim, cos + t * half, sin + t * half, half, dim, rotated.data());
-      const int64_t seen = committed + t + 1;
-      auto slot = [&](int64_t s) { return s < committed ? s : budget + s - committed; };
-      float most = -std::numeric_limits<float>::infinity(), total = 0;
-      const int64_t oldest = a.window ? positions[t] - a.window + 1 : std::numeric_limits<int64_t>::min();
-      near.clear();
-      for (int64_t s = 0; s < seen; ++s)
-        if (cache.position[base + slot(s)] >= oldest) near.push_back(base + slot(s));
-      for (size_t i = 0; i < near.size(); ++i) {
-        float logit = a.scale * isa.dot_half(rotated.data(), cache.key + near[i] * dim, int(dim));
-        if (a.softcap > 0) logit = a.softcap * std::tanh(logit / a.softcap);
-        weight[i] = logit;
-        most = std::max(most, logit);
-      }
-      float* out = y + (t * a.heads + head) * dim;
-      std::fill(out, out + dim, 0.0f);
-      for (size_t i = 0; i < near.size(); ++i) total += weight[i] = std::exp(weight[i] - most);
-      for (size_t i = 0; i < near.size(); ++i)
-        isa.add_half(weight[i] / total, cache.value + near[i] * dim, out, int(dim));
-    }
-  };
-  parallel(pool, size_t(a.heads * blocks), attend);
+  attend(a, cache, Seen{committed, budget, steps}, Queries{q, cos, sin, half, positions}, y, pool);
   return nullptr;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 
+#include "kernels/cpu/avx2/attention.h"
 #include "kernels/cpu/avx2/decode.h"
 #include "kernels/cpu/isa.h"
 
@@ -171,27 +172,9 @@ float quantize(const float* x, int16_t* q) {
   return peak / 32767.0f;
 }
 
-__m256 half8(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+__m256 half8(const uint16_t* p) { return _mm256_cvtph_ps(load16(p)); }
 
 float half1(uint16_t h) { return _cvtsh_ss(h); }
-
-float dot_half(const float* a, const uint16_t* b, int n) {
-  __m256 sum = _mm256_setzero_ps();
-  int i = 0;
-  for (; i + 8 <= n; i += 8) sum = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), half8(b + i), sum);
-  __m128 four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
-  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  float total = _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
-  for (; i < n; ++i) total += a[i] * half1(b[i]);
-  return total;
-}
-
-void add_half(float w, const uint16_t* b, float* y, int n) {
-  const __m256 weight = _mm256_set1_ps(w);
-  int i = 0;
-  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, _mm256_fmadd_ps(weight, half8(b + i), _mm256_loadu_ps(y + i)));
-  for (; i < n; ++i) y[i] += w * half1(b[i]);
-}
 
 void to_half(const float* x, uint16_t* y, int n) {
   int i = 0;
@@ -207,6 +190,7 @@ void from_half(const uint16_t* x, float* y, int n) {
 
 }  // namespace
 
-const Isa kAvx2 = {"avx2", avx2::decode, unpack, accumulate, quantize, dot_half, add_half, to_half, from_half};
+const Isa kAvx2 = {"avx2",    avx2::decode,       unpack,     accumulate,      quantize, avx2::scores,
+                   avx2::mix, avx2::exponentials, avx2::silu, avx2::gelu_tanh, to_half,  from_half};
 
 }  // namespace edgellm

@@ -1,0 +1,149 @@
+// Attention's products and exponentials with AVX2, and the activations that need exponentials.
+#pragma once
+#include <immintrin.h>
+
+#include <cmath>
+
+#include "kernels/layout.h"
+
+namespace edgellm::avx2 {
+
+// exp(x), x clamped to [-87.3, 88.3]: 2^round(x / ln 2) times a polynomial of degree 6 in the rest; within 2e-7.
+inline __m256 exp8(__m256 x) {
+  x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87.3f)), _mm256_set1_ps(88.3f));
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  const __m256 whole = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), kNearest);
+  const __m256 high = _mm256_fnmadd_ps(whole, _mm256_set1_ps(0.693359375f), x);
+  const __m256 rest = _mm256_fnmadd_ps(whole, _mm256_set1_ps(-2.12194440e-4f), high);
+  __m256 y = _mm256_set1_ps(1.0f / 720);
+  for (const float term : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
+    y = _mm256_fmadd_ps(y, rest, _mm256_set1_ps(term));
+  const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
+  return _mm256_mul_ps(y, _mm256_castsi256_ps(power));
+}
+
+// The four sums of a, b, c and d.
+inline __m128 sums(__m256 a, __m256 b, __m256 c, __m256 d) {
+  const __m256 lanes = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+  return _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
+}
+
+// kRows rows by kSlots (4 or 1) slots in registers. Every sum has the same order whatever the tile.
+template <int kRows, int kSlots>
+void scores_tile(const float* q, const float* key, int dim, float* s, int stride) {
+  __m256 sum[kRows][kSlots];
+  for (auto& row : sum)
+    for (auto& one : row) one = _mm256_setzero_ps();
+  int i = 0;
+  for (; i + 8 <= dim; i += 8) {
+    __m256 x[kRows];
+    for (int row = 0; row < kRows; ++row) x[row] = _mm256_loadu_ps(q + row * dim + i);
+    for (int j = 0; j < kSlots; ++j) {
+      const __m256 k = _mm256_loadu_ps(key + j * dim + i);
+      for (int row = 0; row < kRows; ++row) sum[row][j] = _mm256_fmadd_ps(x[row], k, sum[row][j]);
+    }
+  }
+  for (int row = 0; row < kRows; ++row) {
+    const __m256* one = sum[row];
+    float* to = s + row * stride;
+    if constexpr (kSlots == 4)
+      _mm_storeu_ps(to, sums(one[0], one[1], one[2], one[3]));
+    else
+      _mm_store_ss(to, sums(one[0], one[0], one[0], one[0]));
+    for (int j = 0; j < kSlots; ++j)
+      for (int rest = i; rest < dim; ++rest) to[j] += q[row * dim + rest] * key[j * dim + rest];
+  }
+}
+
+template <int kRows>
+void scores_rows(const float* q, const float* key, int n, int dim, float* s, int stride) {
+  int j = 0;
+  for (; j + 4 <= n; j += 4) scores_tile<kRows, 4>(q, key + j * dim, dim, s + j, stride);
+  for (; j < n; ++j) scores_tile<kRows, 1>(q, key + j * dim, dim, s + j, stride);
+}
+
+inline void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride) {
+  int row = 0;
+  for (; row + 3 <= rows; row += 3) scores_rows<3>(q + row * dim, key, n, dim, s + row * stride, stride);
+  for (; row < rows; ++row) scores_rows<1>(q + row * dim, key, n, dim, s + row * stride, stride);
+}
+
+// kRows rows by 8 * kWide dimensions in registers.
+template <int kRows, int kWide>
+void mix_tile(const float* p, int stride, const float* value, int n, int dim, float* y) {
+  __m256 sum[kRows][kWide];
+  for (int row = 0; row < kRows; ++row)
+    for (int i = 0; i < kWide; ++i) sum[row][i] = _mm256_loadu_ps(y + row * dim + 8 * i);
+  for (int j = 0; j < n; ++j) {
+    __m256 v[kWide];
+    for (int i = 0; i < kWide; ++i) v[i] = _mm256_loadu_ps(value + j * dim + 8 * i);
+    for (int row = 0; row < kRows; ++row) {
+      const __m256 weight = _mm256_broadcast_ss(p + row * stride + j);
+      for (int i = 0; i < kWide; ++i) sum[row][i] = _mm256_fmadd_ps(weight, v[i], sum[row][i]);
+    }
+  }
+  for (int row = 0; row < kRows; ++row)
+    for (int i = 0; i < kWide; ++i) _mm256_storeu_ps(y + row * dim + 8 * i, sum[row][i]);
+}
+
+template <int kRows>
+void mix_rows(const float* p, int stride, const float* value, int n, int dim, float* y) {
+  int i = 0;
+  for (; i + 32 <= dim; i += 32) mix_tile<kRows, 4>(p, stride, value + i, n, dim, y + i);
+  for (; i + 8 <= dim; i += 8) mix_tile<kRows, 1>(p, stride, value + i, n, dim, y + i);
+  for (; i < dim; ++i)
+    for (int row = 0; row < kRows; ++row)
+      for (int j = 0; j < n; ++j) y[row * dim + i] += p[row * stride + j] * value[j * dim + i];
+}
+
+inline void mix(const float* p, int stride, int rows, const float* value, int n, int dim, float* y) {
+  int row = 0;
+  for (; row + 3 <= rows; row += 3) mix_rows<3>(p + row * stride, stride, value, n, dim, y + row * dim);
+  for (; row < rows; ++row) mix_rows<1>(p + row * stride, stride, value, n, dim, y + row * dim);
+}
+
+// Masked slots are -inf: they become exactly 0, not the smallest that exp8 gives.
+inline __m256 exp_or_zero(__m256 x) {
+  return _mm256_and_ps(exp8(x), _mm256_cmp_ps(x, _mm256_set1_ps(-87.3f), _CMP_GE_OQ));
+}
+
+inline float exponentials(float* s, int n, float most) {
+  const __m256 top = _mm256_set1_ps(most);
+  __m256 sum = _mm256_setzero_ps();
+  int j = 0;
+  for (; j + 8 <= n; j += 8) {
+    const __m256 y = exp_or_zero(_mm256_sub_ps(_mm256_loadu_ps(s + j), top));
+    _mm256_storeu_ps(s + j, y);
+    sum = _mm256_add_ps(sum, y);
+  }
+  if (j == n) return _mm_cvtss_f32(sums(sum, sum, sum, sum));
+  alignas(32) float rest[8];
+  for (int i = 0; i < 8; ++i) rest[i] = j + i < n ? s[j + i] : -INFINITY;
+  const __m256 y = exp_or_zero(_mm256_sub_ps(_mm256_load_ps(rest), top));
+  _mm256_store_ps(rest, y);
+  for (int i = 0; j + i < n; ++i) s[j + i] = rest[i];
+  sum = _mm256_add_ps(sum, y);
+  return _mm_cvtss_f32(sums(sum, sum, sum, sum));
+}
+
+inline void silu(const float* gate, const float* up, float* y) {
+  const __m256 one = _mm256_set1_ps(1);
+  for (int i = 0; i < kPanel; i += 8) {
+    const __m256 x = _mm256_loadu_ps(gate + i);
+    const __m256 below = _mm256_add_ps(one, exp8(_mm256_sub_ps(_mm256_setzero_ps(), x)));
+    _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_div_ps(x, below), _mm256_loadu_ps(up + i)));
+  }
+}
+
+// 0.5 x (1 + tanh(z)) = x / (1 + exp(-2z))
+inline void gelu_tanh(const float* gate, const float* up, float* y) {
+  const __m256 one = _mm256_set1_ps(1), cubic = _mm256_set1_ps(0.044715f), twice = _mm256_set1_ps(-2 * 0.7978845608f);
+  for (int i = 0; i < kPanel; i += 8) {
+    const __m256 x = _mm256_loadu_ps(gate + i);
+    const __m256 z = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_mul_ps(x, x), x), cubic, x);
+    const __m256 below = _mm256_add_ps(one, exp8(_mm256_mul_ps(z, twice)));
+    _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_div_ps(x, below), _mm256_loadu_ps(up + i)));
+  }
+}
+
+}  // namespace edgellm::avx2
