@@ -71,9 +71,11 @@ def measure(checkpoint: Checkpoint, bundle: Path, ids: list[int] | None) -> dict
 @click.option("--text", type=Path)
 @click.option("--calibration", type=Path)
 @click.option("--again", is_flag=True, help="Export bundles that are there once more.")
-@click.option("--only", help="Recipes whose name begins so.")
+@click.option("--only", multiple=True, help="Recipes whose name begins so; may be given again.")
 @click.option("-o", "--output", type=Path, default=Path("build/bench/recipes.json"))
-def main(model: Path, text: Path | None, calibration: Path | None, again: bool, only: str | None, output: Path) -> None:
+def main(
+    model: Path, text: Path | None, calibration: Path | None, again: bool, only: tuple[str, ...], output: Path
+) -> None:
     checkpoint = open_checkpoint(model)
     folder = output.parent / "bundles"
     folder.mkdir(parents=True, exist_ok=True)

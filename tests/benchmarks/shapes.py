@@ -1,7 +1,7 @@
 """Random models in the shape of large ones: does an export keep its memory, and is its estimate right?
 
     python -m tests.benchmarks.shapes 1b        exports a whole one: peak memory against the estimate
-    python -m tests.benchmarks.shapes 7b        exports one and three blocks, extrapolates to all, against the estimate
+    python -m tests.benchmarks.shapes 7b        exports three and five blocks, extrapolates to all, against the estimate
 
 Weights are bfloat16 in shards, written to a temporary folder. --export passes options on; --out writes JSON.
 """
@@ -112,14 +112,17 @@ def main(shape: str, options: str, out: Path | None) -> None:
             rows = measured(write(Path(place) / shape, shape, layers), options)
             expected = rows.pop("estimate")
         else:
-            one = measured(write(Path(place) / "one", shape, 1), options)
             three = measured(write(Path(place) / "three", shape, 3), options)
-            rows = {
-                name: three[name] + (three[name] - one[name]) / 2 * (layers - 3) for name in one if name != "estimate"
-            }
-            settings = ExportConfig(Path(place) / "three", Path(place) / "bundle", bits=8, device=detect())
-            expected = asdict(estimate(Deeper(open_checkpoint(Path(place) / "three"), layers), settings))
-            print(json.dumps({"one": one, "three": three}, indent=1))
+            five = measured(write(Path(place) / "five", shape, 5), options)
+            print(json.dumps({"three": three, "five": five}, indent=1))
+            del three["estimate"], five["estimate"]
+            rows = {name: five[name] + (five[name] - three[name]) / 2 * (layers - 5) for name in three}
+            asked = shlex.split(options)
+            text = Path(asked[asked.index("--calibration") + 1]) if "--calibration" in asked else None
+            bits = int(asked[asked.index("--bits") + 1]) if "--bits" in asked else None
+            source = Path(place) / "five"
+            settings = ExportConfig(source, Path(place) / "bundle", bits=bits, calibration=text, device=detect())
+            expected = asdict(estimate(Deeper(open_checkpoint(source), layers), settings))
     table = {name: {"estimated": expected[name], "measured": rows[name]} for name in rows}
     for name, row in table.items():
         click.echo(f"{name:13} estimated {row['estimated']:16,.0f}  measured {row['measured']:16,.0f}  "

@@ -176,23 +176,23 @@ def refusal(architecture: Architecture, asked: ExportConfig) -> tuple[str, str]:
 def test_a_model_too_large_for_the_device() -> None:
     what, hint = refusal(LLAMA_7B, config())
     assert what == (
-        "jetson-orin-nano-8gb has 6.4 GB of memory for a model, and this one needs 9.4 GB: "
+        "jetson-orin-nano-8gb has 6.4 GB of memory for a model, and this one needs 9.3 GB: "
         "weights 6.9 GB, KV cache 2.3 GB (full:4096)"
     )
     assert hint == (
-        "What would fit: --bits 4 (6.1 GB); --bits 4 --head-bits 4 (6.0 GB); --bits 4 --sparsity dass:2:4 (5.6 GB)."
+        "What would fit: --bits 4 (6.0 GB); --bits 4 --head-bits 4 (6.0 GB); --bits 4 --sparsity dass:2:4 (5.5 GB)."
     )
 
 
 def test_a_cache_too_large_for_the_device() -> None:
     what, hint = refusal(replace(LLAMA_7B, kv_heads=8, context=131072), config("jetson-orin-nx-16gb", kv="full"))
     assert what == (
-        "jetson-orin-nx-16gb has 13.7 GB of memory for a model, and this one needs 23.6 GB: "
+        "jetson-orin-nx-16gb has 13.7 GB of memory for a model, and this one needs 23.5 GB: "
         "weights 6.1 GB, KV cache 17.3 GB (full:131072)"
     )
     assert hint == (
-        "What would fit: --kv window:56448 (13.7 GB); --bits 4 --kv window:77888 (13.7 GB); "
-        "--bits 4 --head-bits 4 --kv window:78912 (13.7 GB)."
+        "What would fit: --kv window:57216 (13.7 GB); --bits 4 --kv window:78720 (13.7 GB); "
+        "--bits 4 --head-bits 4 --kv window:79168 (13.7 GB)."
     )
 
 
@@ -200,7 +200,7 @@ def test_a_model_no_setting_makes_fit() -> None:
     what, hint = refusal(LLAMA_70B, config("raspberry-pi-5"))
     assert what.startswith("raspberry-pi-5 has 6.9 GB of memory for a model, and this one needs 72")
     assert hint == (
-        "What would fit: --device dgx-spark (72.8 GB); --device jetson-agx-thor (72.8 GB); "
+        "What would fit: --device dgx-spark (72.6 GB); --device jetson-agx-thor (72.6 GB); "
         "a model of up to about 12 B parameters."
     )
 
