@@ -10,6 +10,7 @@
 
 #include <cstring>
 
+#include "kernels/cpu/avx2/tables.h"
 #include "kernels/cpu/isa.h"
 
 namespace edgellm::avx2 {
@@ -30,13 +31,13 @@ void prefetch(const uint8_t* p) {
 inline void add(__m256i& sum, __m256i a, __m256i x) { sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, x)); }
 
 // Every block kernel adds one vector block, 64 weights of 4 inputs, to a and b: outputs 0-7 and 8-15, or, interleaved,
-// the even and the odd ones.
+// the even and the odd ones. A wide block is 8 inputs of 8 outputs, two int32 each: 0-3 in a, 4-7 in b.
 
 // Byte j holds weights j and j + 32 of [16 outputs][4 inputs]: in word w = 2o + p the nibbles are inputs 2p and 2p + 1
 // (every second nibble) of outputs o and o + 8.
 struct Dense4 {
   static constexpr int kBytes = 32, kMasks = 0;
-  static constexpr bool kSigned = false, kInterleaved = false;
+  static constexpr bool kSigned = false, kInterleaved = false, kWide = false;
   static void run(const uint8_t* codes, const uint8_t*, const int16_t* x, __m256i& a, __m256i& b) {
     const __m256i low = _mm256_set1_epi16(15), w = load(codes), even = pair(x), odd = pair(x + 2);
     add(a, _mm256_and_si256(w, low), even);
@@ -48,7 +49,7 @@ struct Dense4 {
 
 struct Dense8 {
   static constexpr int kBytes = 64, kMasks = 0;
-  static constexpr bool kSigned = false, kInterleaved = false;
+  static constexpr bool kSigned = false, kInterleaved = false, kWide = false;
   static void run(const uint8_t* codes, const uint8_t*, const int16_t* x, __m256i& a, __m256i& b) {
     const __m256i low = _mm256_set1_epi16(255), even = pair(x), odd = pair(x + 2);
     const __m256i v = load(codes), w = load(codes + 32);
@@ -80,7 +81,7 @@ inline __m256i widen(int byte) {  // shuffle: bytes `byte` and byte + 1 of every
 template <int kBits>
 struct Sparse24In {
   static constexpr int kBytes = 4 * kBits, kMasks = 8;
-  static constexpr bool kSigned = true, kInterleaved = true;
+  static constexpr bool kSigned = true, kInterleaved = true, kWide = false;
   static void run(const uint8_t* codes, const uint8_t* mask, const int16_t* x, __m256i& a, __m256i& b) {
     // Lane j holds outputs 2j and 2j + 1: two codes each, and a byte of the mask.
     __m256i two;
@@ -99,12 +100,40 @@ struct Sparse24In {
   }
 };
 
-// 2:4 along the output: bits and codes run over [4 inputs][16 outputs], two codes for every four outputs. The mask's
-// nibble picks the byte shuffle that puts a group's codes in place; two inputs are spread at once and interleaved.
+using Shuffles = std::array<uint64_t, 256>;
+inline __m128i both(const Shuffles& low, const Shuffles& high, const uint8_t* mask) {
+  return _mm_set_epi64x(int64_t(high[mask[1]]), int64_t(low[mask[0]]));
+}
+
+// 4:8 along the input: the same gathering, by a table of shuffles.
 template <int kBits>
-struct Sparse24Out {
+struct Sparse48In {
   static constexpr int kBytes = 4 * kBits, kMasks = 8;
-  static constexpr bool kSigned = true, kInterleaved = false;
+  static constexpr bool kSigned = true, kInterleaved = false, kWide = true;
+  static void run(const uint8_t* codes, const uint8_t* mask, const int16_t* x, __m256i& a, __m256i& b) {
+    __m128i first, second;
+    if constexpr (kBits == 4) {
+      const __m128i low = _mm_set1_epi8(15), packed = load16(codes);
+      first = _mm_and_si128(packed, low);
+      second = _mm_and_si128(_mm_srli_epi16(packed, 4), low);
+    } else {
+      first = load16(codes);
+      second = load16(codes + 16);
+    }
+    const __m256i zero = _mm256_set1_epi16(1 << (kBits - 1)), inputs = _mm256_broadcastsi128_si256(load16(x));
+    const __m256i v = _mm256_set_m128i(both(kGather, kGather, mask + 2), both(kGather, kGather, mask));
+    const __m256i w = _mm256_set_m128i(both(kGather, kGather, mask + 6), both(kGather, kGather, mask + 4));
+    add(a, _mm256_sub_epi16(_mm256_cvtepu8_epi16(first), zero), _mm256_shuffle_epi8(inputs, v));
+    add(b, _mm256_sub_epi16(_mm256_cvtepu8_epi16(second), zero), _mm256_shuffle_epi8(inputs, w));
+  }
+};
+
+// 2:4 and 4:8 along the output: bits and codes run over [4 inputs][16 outputs], four codes for every eight outputs. The
+// mask picks the byte shuffle that puts them in place; inputs are then interleaved in pairs.
+template <int kBits>
+struct SparseOut {
+  static constexpr int kBytes = 4 * kBits, kMasks = 8;
+  static constexpr bool kSigned = true, kInterleaved = false, kWide = false;
   static void run(const uint8_t* codes, const uint8_t* mask, const int16_t* x, __m256i& a, __m256i& b) {
     __m128i first, second;  // kept codes of inputs 0 and 1, and of 2 and 3, minus the zero point
     const __m128i zero = _mm_set1_epi8(char(1 << (kBits - 1)));
@@ -116,26 +145,16 @@ struct Sparse24Out {
       first = _mm_sub_epi8(load16(codes), zero);
       second = _mm_sub_epi8(load16(codes + 16), zero);
     }
-    int64_t bits;
-    std::memcpy(&bits, mask, 8);
-    const __m256i masks = _mm256_permutevar8x32_epi32(_mm256_set1_epi64x(bits), _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0));
-    const __m256i shifts = _mm256_set_epi32(12, 8, 4, 0, 12, 8, 4, 0);
-    spread(_mm_unpacklo_epi64(first, second), _mm256_srlv_epi32(masks, shifts), pair(x), a, b);
-    spread(_mm_unpackhi_epi64(first, second), _mm256_srlv_epi32(_mm256_srli_epi32(masks, 16), shifts), pair(x + 2), a, b);
-  }
-
- private:
-  // kept: 8 codes of one input, then 8 of the other; which: lane g of each half, the mask of its group of 4 outputs.
-  static void spread(__m128i kept, __m256i which, __m256i inputs, __m256i& a, __m256i& b) {
-    const __m256i table = _mm256_set_epi32(-1, int(0x80010080), int(0x80018000), int(0x01008080), int(0x80800100),
-                                           int(0x01800080), int(0x01808000), -1);
-    const __m256i base = _mm256_set_epi32(0x0e0e0e0e, 0x0c0c0c0c, 0x0a0a0a0a, 0x08080808, 0x06060606, 0x04040404,
-                                          0x02020202, 0);
-    const __m256i shuffle = _mm256_add_epi8(_mm256_permutevar8x32_epi32(table, which), base);
-    const __m256i spread = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(kept), shuffle);
-    const __m128i one = _mm256_castsi256_si128(spread), other = _mm256_extracti128_si256(spread, 1);
-    add(a, _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(one, other)), inputs);
-    add(b, _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(one, other)), inputs);
+    // A mask byte is 8 outputs and always four codes.
+    const __m128i i0 = _mm_shuffle_epi8(first, both(kSpread<0>, kSpread<4>, mask));
+    const __m128i i1 = _mm_shuffle_epi8(first, both(kSpread<8>, kSpread<12>, mask + 2));
+    const __m128i i2 = _mm_shuffle_epi8(second, both(kSpread<0>, kSpread<4>, mask + 4));
+    const __m128i i3 = _mm_shuffle_epi8(second, both(kSpread<8>, kSpread<12>, mask + 6));
+    const __m256i even = pair(x), odd = pair(x + 2);
+    add(a, _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(i0, i2)), even);
+    add(b, _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(i0, i2)), even);
+    add(a, _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(i1, i3)), odd);
+    add(b, _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(i1, i3)), odd);
   }
 };
 
@@ -166,14 +185,19 @@ void decode_panel(const Format& f, const uint8_t* panel, const Row& x, float* ac
         for (int block = 0; block < kInGroup; block += 2) {
           prefetch<2 * Block::kBytes>(codes + kAhead);
           Block::run(codes, masks, q, a, b);
-          Block::run(codes + Block::kBytes, masks + Block::kMasks, q + 4, c, d);
+          Block::run(codes + Block::kBytes, masks + Block::kMasks, Block::kWide ? q : q + 4, c, d);
           codes += 2 * Block::kBytes;
           masks += 2 * Block::kMasks;
           q += 8;
         }
         const uint8_t* scales = head + g * 2 * kPanel;
-        a = _mm256_add_epi32(a, c);
-        b = _mm256_add_epi32(b, d);
+        if constexpr (Block::kWide) {
+          a = _mm256_permute4x64_epi64(_mm256_hadd_epi32(a, b), 0b11011000);
+          b = _mm256_permute4x64_epi64(_mm256_hadd_epi32(c, d), 0b11011000);
+        } else {
+          a = _mm256_add_epi32(a, c);
+          b = _mm256_add_epi32(b, d);
+        }
         if constexpr (Block::kInterleaved) {
           c = _mm256_unpacklo_epi32(a, b);
           d = _mm256_unpackhi_epi32(a, b);
@@ -212,15 +236,16 @@ Kernel sparse(const Format& f) {
   return f.groups_per_tile() == 2 ? decode_panel<Block, 2, false> : decode_panel<Block, 1, false>;
 }
 
+template <int kBits>
+Kernel kernel_for(const Format& f) {
+  if (!f.sparse()) return kBits == 4 ? dense<Dense4>(f) : dense<Dense8>(f);
+  if (f.minimum || 2 * f.n != f.m || f.m > 8) return nullptr;
+  if (f.along_out) return sparse<SparseOut<kBits>>(f);
+  return f.m == 4 ? sparse<Sparse24In<kBits>>(f) : sparse<Sparse48In<kBits>>(f);
+}
+
 inline bool decode(const Format& f, const uint8_t* panel, const Row& x, float* acc) {
-  Kernel kernel = nullptr;
-  const bool four = f.bits == 4;
-  if (!f.sparse())
-    kernel = four ? dense<Dense4>(f) : dense<Dense8>(f);
-  else if (f.n == 2 && f.m == 4 && !f.minimum && f.along_out)
-    kernel = four ? sparse<Sparse24Out<4>>(f) : sparse<Sparse24Out<8>>(f);
-  else if (f.n == 2 && f.m == 4 && !f.minimum)
-    kernel = four ? sparse<Sparse24In<4>>(f) : sparse<Sparse24In<8>>(f);
+  const Kernel kernel = f.bits == 4 ? kernel_for<4>(f) : kernel_for<8>(f);
   if (!kernel) return false;
   kernel(f, panel, x, acc);
   return true;

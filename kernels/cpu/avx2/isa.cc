@@ -1,11 +1,11 @@
 // AVX2 with FMA and F16C. No byte expand here: sparse blocks unpack through a table of shuffles, one a mask byte.
 #include <immintrin.h>
 
-#include <array>
 #include <cstring>
 
 #include "kernels/cpu/avx2/attention.h"
 #include "kernels/cpu/avx2/decode.h"
+#include "kernels/cpu/avx2/tables.h"
 #include "kernels/cpu/isa.h"
 
 namespace edgellm {
@@ -14,18 +14,6 @@ namespace {
 using avx2::load;
 using avx2::load16;
 using avx2::pair;
-
-// expand[mask] moves byte j of a register to the place of the mask's j-th set bit; 0x80 leaves zero.
-constexpr std::array<uint64_t, 256> expand_table() {
-  std::array<uint64_t, 256> table{};
-  for (int mask = 0; mask < 256; ++mask) {
-    uint64_t shuffle = 0, next = 0;
-    for (int bit = 0; bit < 8; ++bit) shuffle |= (mask >> bit & 1 ? next++ : uint64_t(0x80)) << 8 * bit;
-    table[size_t(mask)] = shuffle;
-  }
-  return table;
-}
-constexpr std::array<uint64_t, 256> kExpand = expand_table();
 
 void store(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 
@@ -65,7 +53,7 @@ void expand(const int8_t* kept, uint64_t mask, int8_t* out) {
   for (int i = 0; i < 8; ++i, mask >>= 8) {
     const size_t byte = mask & 255;
     const __m128i values = _mm_loadl_epi64((const __m128i*)kept);
-    _mm_storel_epi64((__m128i*)(out + 8 * i), _mm_shuffle_epi8(values, _mm_cvtsi64_si128(int64_t(kExpand[byte]))));
+    _mm_storel_epi64((__m128i*)(out + 8 * i), _mm_shuffle_epi8(values, _mm_cvtsi64_si128(int64_t(avx2::kSpread<0>[byte]))));
     kept += __builtin_popcountll(byte);
   }
 }
