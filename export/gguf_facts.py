@@ -59,7 +59,7 @@ def _layers(
     metadata: Mapping[str, Any], tensors: Mapping[str, Any], family: Family, path: Path, values: Mapping[str, Any]
 ) -> tuple[Layer, ...]:
     prefix = str(metadata["general.architecture"])
-    wide = _rope(metadata, tensors, prefix, path, values["head_dim"])
+    wide = _rope(metadata, tensors, prefix, path, values["head_dim"], values["context"])
     near = wide
     if theta := family.switch("local_theta"):
         near = Rope(float(metadata.get(f"{prefix}.rope.freq_base_swa") or theta), wide.dims)
@@ -74,7 +74,9 @@ def _layers(
     return tuple(found)
 
 
-def _rope(metadata: Mapping[str, Any], tensors: Mapping[str, Any], prefix: str, path: Path, head_dim: int) -> Rope:
+def _rope(
+    metadata: Mapping[str, Any], tensors: Mapping[str, Any], prefix: str, path: Path, head_dim: int, context: int
+) -> Rope:
     theta = float(metadata.get(f"{prefix}.rope.freq_base") or 10000.0)
     dims = int(metadata.get(f"{prefix}.rope.dimension_count") or head_dim)
     if not 0 < dims <= head_dim or dims % 2:
@@ -86,9 +88,27 @@ def _rope(metadata: Mapping[str, Any], tensors: Mapping[str, Any], prefix: str, 
         return Rope(theta, dims, "divisors", {}, tuple(float(d) for d in divisors.data))
     kind = metadata.get(f"{prefix}.rope.scaling.type", "none")
     factor = metadata.get(f"{prefix}.rope.scaling.factor") or metadata.get(f"{prefix}.rope.scale_linear") or 1.0
+    if kind == "yarn":
+        return Rope(theta, dims, "yarn", _yarn(metadata, f"{prefix}.rope.scaling", context, path))
     if kind not in ("none", "linear"):
         raise CheckpointError(
-            f'{path.name} scales its rotary embedding ("{kind}"); from GGUF, linear and rope_freqs are implemented',
+            f'{path.name} scales its rotary embedding ("{kind}"); linear, yarn and rope_freqs.weight are implemented',
             "Export from the model's Hugging Face folder.",
         )
     return Rope(theta, dims) if float(factor) == 1.0 else Rope(theta, dims, "linear", {"factor": float(factor)})
+
+
+def _yarn(metadata: Mapping[str, Any], at: str, context: int, path: Path) -> dict[str, float]:
+    """yarn's numbers under Hugging Face's names. llama.cpp multiplies attn_factor onto 0.1 ln(factor) + 1."""
+    factor = float(metadata.get(f"{at}.factor") or 0)
+    if factor <= 0:
+        raise CheckpointError(f"{path.name}: yarn rotary scaling lacks {at}.factor", _DAMAGED)
+    old = metadata.get(f"{at}.original_context_length")
+    settings = {"factor": factor, "original_max_position_embeddings": float(old or context)}
+    for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
+        if metadata.get(f"{at}.{theirs}"):
+            settings[ours] = float(metadata[f"{at}.{theirs}"])
+    by = metadata.get(f"{at}.yarn_attn_factor") or metadata.get(f"{at}.attn_factor")
+    if by:
+        settings["attention_factor"] = float(by) * max(1.0, 0.1 * math.log(factor) + 1.0)
+    return settings

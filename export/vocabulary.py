@@ -78,18 +78,14 @@ def head_losses(arch: Architecture, source: Source, normed: list[Tensor], follow
 
     log sum exp is carried from slab to slab, so the head is read once and no row of logits is ever whole.
     """
-    tops = [torch.full((len(x),), -torch.inf) for x in normed]
-    sums = [torch.zeros(len(x), dtype=torch.float64) for x in normed]
+    sums = [torch.full((len(x),), -torch.inf, dtype=torch.float64) for x in normed]
     chosen = [torch.zeros(len(x)) for x in normed]
     for rows, head in head_slabs(arch, source):
         for i, x in enumerate(normed):
             for start in range(0, len(x), ROWS_AT_ONCE):
                 part = slice(start, start + ROWS_AT_ONCE)
                 logits, ids = head(x[part]), following[i][part]
-                top = torch.maximum(tops[i][part], logits.max(dim=-1).values)
                 here = (ids >= rows.start) & (ids < rows.stop)
                 chosen[i][part][here] = logits[here, ids[here] - rows.start]
-                grown = logits.sub_(top[:, None]).exp_().sum(dim=-1, dtype=torch.float64)
-                sums[i][part] = sums[i][part] * (tops[i][part] - top).exp().double() + grown
-                tops[i][part] = top
-    return [s.log() + t.double() - c.double() for s, t, c in zip(sums, tops, chosen, strict=True)]
+                sums[i][part] = torch.logaddexp(sums[i][part], logits.logsumexp(dim=-1).double())
+    return [total - own.double() for total, own in zip(sums, chosen, strict=True)]

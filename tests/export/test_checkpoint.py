@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tests.conftest import write_folder
 from tokenizers import Tokenizer
 
 from edgellm.export.checkpoint import open_checkpoint
@@ -228,7 +229,8 @@ def test_a_cut_safetensors_file_is_refused(
     ("changes", "message"),
     [
         ({"llama__expert_count": 8}, "mixture of experts"),
-        ({"llama__rope__scaling__type": "yarn"}, '"yarn"'),
+        ({"llama__rope__scaling__type": "longrope"}, '"longrope"'),
+        ({"llama__rope__scaling__type": "yarn"}, r"yarn rotary scaling lacks llama\.rope\.scaling\.factor"),
         ({"llama__rope__dimension_count": 18}, "rotates 18 of 16 dimensions"),
         ({"llama__feed_forward_length": 256}, r"shape \(128, 64\); the file's settings say \(256, 64\)"),
         ({"llama__block_count": 3}, r"blk\.2\.attn_q\.weight is missing"),
@@ -245,3 +247,17 @@ def test_gguf_refusals_name_the_reason(
     with pytest.raises(CheckpointError, match=message) as caught:
         open_checkpoint(make_gguf(**changes))
     assert caught.value.hint
+
+
+def test_yarn_reads_alike_from_gguf_and_from_a_folder(make_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    """llama.cpp's ggml_rope_yarn and transformers' "yarn" are the same formula under other names."""
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+    folder = write_folder(tmp_path / "folder", rope_parameters=rope)
+    expected = open_checkpoint(folder).architecture.layers_as[0].rope
+    keys = {"type": "yarn", "factor": 4.0, "original_context_length": 64}
+    file = make_gguf(**{f"llama__rope__scaling__{key}": value for key, value in keys.items()})
+    found = open_checkpoint(file).architecture.layers_as[0].rope
+    np.testing.assert_array_equal(found.frequencies(), expected.frequencies())
+    assert found.magnitude == expected.magnitude > 1
+    louder = make_gguf(**{f"llama__rope__scaling__{key}": value for key, value in {**keys, "attn_factor": 2.0}.items()})
+    assert open_checkpoint(louder).architecture.layers_as[0].rope.magnitude == pytest.approx(2 * expected.magnitude)
