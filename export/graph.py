@@ -6,6 +6,7 @@ position.L int32 [kv_heads, capacity]. Outputs: logits float32 [R, vocabulary] o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,14 +57,19 @@ class _Builder:
             self.used[name] = tensor
         return name
 
-    def packed(self, kind: str, x: str, name: str, output: str, **attributes: Any) -> str:
-        """NMMatMul or QuantGather over the packed matrix `name`."""
+    def packed(self, kind: str, x: str, name: str, output: str, optional: Sequence[str] = (), **attributes: Any) -> str:
+        """NMMatMul or QuantGather over the packed matrix `name`. optional: further inputs, "" for one that is not."""
         format = self.placed[name].format
         assert format is not None
-        return self.node(kind, [x, self.stored(name)], output, "edgellm", **format.attributes(), **attributes)
+        inputs = [x, self.stored(name), *optional]
+        while not inputs[-1]:
+            inputs.pop()
+        return self.node(kind, inputs, output, "edgellm", **format.attributes(), **attributes)
 
-    def matmul(self, x: str, name: str, output: str, activation: str = "none") -> str:
-        return self.packed("NMMatMul", x, name, output, activation=activation)
+    def matmul(
+        self, x: str, name: str, output: str, activation: str = "none", bias: str = "", residual: str = ""
+    ) -> str:
+        return self.packed("NMMatMul", x, name, output, (bias, residual), activation=activation)
 
     def constant(self, name: str, value: Any) -> str:
         if all(tensor.name != name for tensor in self.constants):
@@ -140,15 +146,19 @@ def _block(
 ) -> tuple[str, list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
     at, facts, eps = f"layers.{layer}", arch.layers_as[layer], arch.norm_eps
 
-    def linear(y: str, role: str) -> str:
-        y = b.matmul(y, f"{at}.{role}", f"{at}.{role}.out")
-        return b.node("Add", [y, b.stored(f"{at}.{role}_bias")], f"{y}.biased") if role in arch.biases else y
+    def linear(y: str, role: str, output: str, residual: str = "") -> str:
+        bias = b.stored(f"{at}.{role}_bias") if role in arch.biases else ""
+        return b.matmul(y, f"{at}.{role}", output, bias=bias, residual=residual)
 
-    def added(y: str, role: str) -> str:
-        return b.norm(y, f"{at}.{role}", eps, f"{at}.{role}.out") if arch.post_norms else y
+    def added(x: str, y: str, role: str, norm: str, output: str) -> str:
+        """x plus what attention or MLP gives, normed first where the model has it so."""
+        if not arch.post_norms:
+            return linear(y, role, output, residual=x)
+        normed = b.norm(linear(y, role, f"{at}.{role}.out"), f"{at}.{norm}", eps, f"{at}.{norm}.out")
+        return b.node("Add", [x, normed], output)
 
     normed = b.norm(x, f"{at}.attention_norm", eps, f"{at}.attention_in")
-    q, k, v = (linear(normed, role) for role in ("q", "k", "v"))
+    q, k, v = (linear(normed, role, f"{at}.{role}.out") for role in ("q", "k", "v"))
     if arch.qk_norm:
         q, k = (b.head_norm(y, f"{at}.{role}_norm", eps, arch.head_dim) for y, role in ((q, "q"), (k, "k")))
     caches = [f"key.{layer}", f"value.{layer}", f"position.{layer}"]
@@ -160,10 +170,10 @@ def _block(
     b.nodes.append(
         helper.make_node("PrunedKVAttention", inputs, [mixed, *results], name=mixed, domain="edgellm", **sizes)
     )
-    x = b.node("Add", [x, added(linear(mixed, "o"), "post_attention_norm")], f"{at}.attended")
+    x = added(x, mixed, "o", "post_attention_norm", f"{at}.attended")
     normed = b.norm(x, f"{at}.mlp_norm", eps, f"{at}.mlp_in")
     hidden = b.matmul(normed, f"{at}.gate_up", f"{at}.gated", arch.activation)
-    x = b.node("Add", [x, added(linear(hidden, "down"), "post_mlp_norm")], f"{at}.out")
+    x = added(x, hidden, "down", "post_mlp_norm", f"{at}.out")
 
     long = [arch.kv_heads, "capacity", arch.head_dim]
     shapes = [(TensorProto.FLOAT16, long), (TensorProto.FLOAT16, long), (TensorProto.INT32, long[:2])]

@@ -1,4 +1,4 @@
-// NMMatMul: y[t, o] = act( sum_i x[t, i] * w[o, i] ), w from packed tiles.
+// NMMatMul: y[t, o] = act( sum_i x[t, i] * w[o, i] ) + bias[o] + residual[t, o], w from packed tiles.
 //
 //   sum_i x w = sum over groups g of  x_scale * w_scale[o, g] * sum_i q_x[i] * (code[o, i] - offset)
 //                                   + minimum'[o, g] * sum_i x[i]                    (zero = "min" only)
@@ -127,8 +127,8 @@ void panel_times_rows(const Format& f, const uint8_t* panel, const Rows& x, int6
 
 }  // namespace
 
-void nm_matmul(const Format& f, Activation activation, const float* x, int64_t rows, const uint8_t* tiles, float* y,
-               const Pool& pool) {
+void nm_matmul(const Format& f, Activation activation, const float* x, int64_t rows, const uint8_t* tiles,
+               const Added& added, float* y, const Pool& pool) {
   static thread_local Rows quantized;  // grows to the largest chunk once, then stays
   const Isa& isa = edgellm::isa();
   quantized.quantize(f, x, rows, isa, pool);
@@ -151,6 +151,10 @@ void nm_matmul(const Format& f, Activation activation, const float* x, int64_t r
           float *gate = acc[0] + row * kPanel, *to = y + (first + row) * width + unit * kPanel;
           if (activation == Activation::kSilu) isa.silu(gate, acc[1] + row * kPanel, gate);
           if (activation == Activation::kGeluTanh) isa.gelu_tanh(gate, acc[1] + row * kPanel, gate);
+          const int64_t out = unit * kPanel;
+          for (int i = 0; added.bias && i < outputs; ++i) gate[i] += added.bias[out + i];
+          const float* residual = added.residual ? added.residual + (first + row) * width + out : nullptr;
+          for (int i = 0; residual && i < outputs; ++i) gate[i] += residual[i];
           std::copy(gate, gate + outputs, to);
         }
       }

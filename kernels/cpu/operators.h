@@ -7,10 +7,15 @@ namespace edgellm {
 
 enum class Activation { kNone, kSilu, kGeluTanh };
 
-// y = x W^T: x [rows, k_in], tiles [f.nbytes()] -> y [rows, n_out], or [rows, n_out/2] with an activation, when W's
-// outputs are 16 gate, 16 up, 16 gate, … and y = act(gate) * up (then n_out divides by 32).
-void nm_matmul(const Format& f, Activation activation, const float* x, int64_t rows, const uint8_t* tiles, float* y,
-               const Pool& pool);
+// What NMMatMul adds to its product, each null where there is none: bias [n_out], residual [rows, n_out].
+struct Added {
+  const float *bias = nullptr, *residual = nullptr;
+};
+
+// y = x W^T + added: x [rows, k_in], tiles [f.nbytes()] -> y [rows, n_out], or [rows, n_out/2] with an activation, when
+// W's outputs are 16 gate, 16 up, 16 gate, … and y = act(gate) * up (then n_out divides by 32, and nothing is added).
+void nm_matmul(const Format& f, Activation activation, const float* x, int64_t rows, const uint8_t* tiles,
+               const Added& added, float* y, const Pool& pool);
 
 // y[t] = row ids[t] of W: y [count, k_in]. False when an id is not in [0, n_out).
 bool quant_gather(const Format& f, const int64_t* ids, int64_t count, const uint8_t* tiles, float* y, const Pool& pool);

@@ -12,7 +12,9 @@ namespace {
 
 struct NMMatMul {
   static constexpr const char* kName = "NMMatMul";
-  static constexpr ElementType kInputs[] = {kFloat, kUint8}, kOutputs[] = {kFloat};
+  // x, tiles, and optionally bias and residual
+  static constexpr ElementType kInputs[] = {kFloat, kUint8, kFloat, kFloat}, kOutputs[] = {kFloat};
+  static constexpr size_t kRequired = 2;
   Format format;
   Activation activation;
 
@@ -27,14 +29,21 @@ struct NMMatMul {
     call.require(x.shape.size() == 2 && x.shape[1] == format.k_in, "NMMatMul: x is not [T, k_in]");
     call.require(size_t(tiles.size()) == format.nbytes(), "NMMatMul: tiles have another size than their format");
     const int64_t width = activation == Activation::kNone ? format.n_out : format.n_out / 2;
+    const Tensor bias = call.input(2), residual = call.input(3);
+    const bool plain = activation == Activation::kNone;
+    call.require(!bias.data || (plain && bias.is({width})), "NMMatMul: bias is not [n_out], or beside an activation");
+    call.require(!residual.data || (plain && residual.is({x.shape[0], width})),
+                 "NMMatMul: residual is not [T, n_out], or beside an activation");
     float* y = static_cast<float*>(call.output(0, {x.shape[0], width}));
-    nm_matmul(format, activation, x.as<float>(), x.shape[0], tiles.as<uint8_t>(), y, call.pool());
+    const Added added{bias.as<float>(), residual.as<float>()};
+    nm_matmul(format, activation, x.as<float>(), x.shape[0], tiles.as<uint8_t>(), added, y, call.pool());
   }
 };
 
 struct QuantGather {
   static constexpr const char* kName = "QuantGather";
   static constexpr ElementType kInputs[] = {kInt64, kUint8}, kOutputs[] = {kFloat};
+  static constexpr size_t kRequired = 2;
   Format format;
 
   explicit QuantGather(const Attributes& a) : format(a.format()) {}
@@ -54,6 +63,7 @@ struct PrunedKVAttention {
   static constexpr ElementType kInputs[] = {kFloat, kFloat, kFloat,   kFloat,   kFloat,
                                             kInt64, kInt64, kFloat16, kFloat16, kInt32};
   static constexpr ElementType kOutputs[] = {kFloat, kFloat16, kFloat16, kInt32};
+  static constexpr size_t kRequired = std::size(kInputs);
   Attention attention;
 
   explicit PrunedKVAttention(const Attributes& a)
@@ -130,8 +140,8 @@ struct Instance {
     op.output_type = [](const CustomOp*, size_t i) { return Kernel::kOutputs[i]; };
     op.output_count = [](const CustomOp*) { return std::size(Kernel::kOutputs); };
     op.destroy = [](void* self) { delete static_cast<Instance*>(self); };
-    op.input_characteristic = [](const CustomOp*, size_t) { return 0; };  // required
-    op.output_characteristic = op.input_characteristic;
+    op.input_characteristic = [](const CustomOp*, size_t i) { return i < Kernel::kRequired ? 0 : 1; };  // optional
+    op.output_characteristic = [](const CustomOp*, size_t) { return 0; };  // required
     op.input_memory = [](const CustomOp*, size_t) { return 0; };  // default
     op.create_kernel_v2 = create;
     op.compute_v2 = compute;

@@ -68,9 +68,11 @@ struct Call {
   const Api* api;
   KernelContext* context;
 
+  // An optional input that is not there has data null.
   Tensor input(size_t index) const {
     const Value* value = nullptr;
     check(context_input(api, context, index, &value));
+    if (!value) return {nullptr, {}};
     TensorInfo* info = nullptr;
     check(tensor_info(api, value, &info));
     size_t rank = 0;

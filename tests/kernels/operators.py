@@ -15,10 +15,15 @@ from edgellm.kernels.library import library_path
 _TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "float16": 10}
 
 
-def run(operator: str, inputs: list[NDArray[Any]], outputs: list[str], **attributes: Any) -> list[NDArray[Any]]:
-    names = [f"x{i}" for i in range(len(inputs))]
+def run(operator: str, given: list[NDArray[Any] | None], outputs: list[str], **attributes: Any) -> list[NDArray[Any]]:
+    """given: None for an optional input that is not there."""
+    while given[-1] is None:
+        given = given[:-1]
+    slots = [f"x{i}" if array is not None else "" for i, array in enumerate(given)]
+    names = [name for name in slots if name]
+    inputs = [array for array in given if array is not None]
     results = [f"y{i}" for i in range(len(outputs))]
-    node = onnx.helper.make_node(operator, names, results, domain="edgellm", **attributes)
+    node = onnx.helper.make_node(operator, slots, results, domain="edgellm", **attributes)
     values = [
         onnx.helper.make_tensor_value_info(name, _TYPES[str(array.dtype)], array.shape)
         for name, array in zip(names, inputs, strict=True)

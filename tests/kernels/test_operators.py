@@ -72,6 +72,25 @@ def test_massive_activations_leave_the_others_exact(isa: str, f: Format, rows: i
     assert (np.abs(got[rows // 2] - expected[rows // 2]) <= 1e-4 * size + 1e-6).all()
 
 
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("given", [("bias",), ("residual",), ("bias", "residual")])
+def test_bias_and_residual_are_added(isa: str, given: tuple[str, ...], rows: int) -> None:
+    rng = np.random.default_rng(0)
+    f = Format(40, 64, 4, 64)
+    tiles = pack(random_matrix(rng, f))
+    x = rng.normal(size=(rows, 64)).astype(np.float32)
+    shapes = {"bias": (40,), "residual": (rows, 40)}
+    added = {name: rng.normal(size=shapes[name]).astype(np.float32) for name in given}
+    inputs = [x, tiles, *(added.get(name) for name in ("bias", "residual"))]
+    (got,) = run("NMMatMul", inputs, ["float32"], **f.attributes(), activation="none")
+    expected = reference.nm_matmul(x, tiles, f, "none", **added)
+    np.testing.assert_allclose(got, expected, atol=2e-4)
+    wrong = {**added, given[-1]: added[given[-1]][..., :-1]}
+    inputs = [x, tiles, *(wrong.get(name) for name in ("bias", "residual"))]
+    with pytest.raises(Exception, match=f"NMMatMul: {given[-1]} is not"):
+        run("NMMatMul", inputs, ["float32"], **f.attributes(), activation="none")
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize("n_out", [32, 96])
 def test_matmul_with_an_activation(isa: str, activation: str, n_out: int) -> None:

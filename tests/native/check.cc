@@ -43,7 +43,7 @@ bool run(const std::vector<int64_t>& h) {
     const auto tiles = take<uint8_t>(int64_t(f.nbytes()));
     const auto expected = take<float>(rows * width);
     std::vector<float> y(expected.size());
-    edgellm::nm_matmul(f, edgellm::Activation(h[10]), x.data(), rows, tiles.data(), y.data(), kSerial);
+    edgellm::nm_matmul(f, edgellm::Activation(h[10]), x.data(), rows, tiles.data(), {}, y.data(), kSerial);
     return close(y, expected);
   }
   if (h[0] == 1) {
