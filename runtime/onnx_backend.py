@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.onnx_graph import check_ends, failed, first_line, open_graph
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+MAPPED = 1 << 20  # bytes from which a buffer gets pages of its own
 
 
 class OnnxBackend:
@@ -83,7 +86,7 @@ class OnnxBackend:
         for name, shape, dtype in self._layout.buffers():
             try:
                 buffer = aligned_zeros(shape, dtype)
-            except MemoryError:
+            except (MemoryError, OSError):
                 size = self._layout.nbytes / 2**20
                 raise EdgellmError(f"no memory for a KV cache of {size:.0f} MiB", "Try --kv window:512.") from None
             if name.startswith("position."):
@@ -117,8 +120,14 @@ def register_operators(options: Any) -> Path:
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Zeros from a 64-byte boundary. Pages stay unbacked until written, so an unused budget costs no memory."""
+    """Zeros from a 64-byte boundary. Pages stay unbacked until written, so an unused budget costs no memory: large
+    buffers ask for small pages, since one token in every head would otherwise back all of them."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    if size >= MAPPED and hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
+        pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+        return np.frombuffer(pages, dtype).reshape(shape)
     raw = np.zeros(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)

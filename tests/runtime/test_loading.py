@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,18 @@ def test_aligned_zeros() -> None:
         assert array.shape == shape
         assert array.ctypes.data % 64 == 0 or array.size == 0
         assert not array.any()
+
+
+def test_an_unused_budget_costs_no_memory() -> None:
+    """One token in each of 64 heads of a megabyte: 64 small pages, not all that huge pages would back."""
+    before = resident()
+    buffer = aligned_zeros((64, 4096, 128), np.float16)
+    buffer[:, 0] = 1
+    assert resident() - before < 8 << 20
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_imports_are_lazy_and_light() -> None:
