@@ -126,8 +126,7 @@ struct Task {
       for (int64_t j = 0; j < n; ++j)
         if (position[seen.slot(from + j)] < oldest(t)) s[j] = kNever;
     }
-    float most = out.most[size_t(row)];
-    for (int64_t j = 0; j < n; ++j) most = std::max(most, s[j]);
+    const float most = std::max(out.most[size_t(row)], isa.largest(s, int(n)));
     out.raise(row, a.head_dim, most);
     if (most == kNever)
       std::fill(s, s + n, 0.0f);

@@ -42,9 +42,10 @@ struct Isa {
   float (*quantize)(const float* x, int16_t* q);
 
   // Attention over n slots: s[row][j] = q[row] . key[j];  y[row] += sum_j p[row][j] * value[j], in the order of j;
-  // s[j] = exp(s[j] - most), and their sum. q, y [rows][dim], key, value [n][dim]; s and p are `stride` apart.
+  // the largest of s;  s[j] = exp(s[j] - most), and their sum. q, y [rows][dim], key, value [n][dim]; s and p are `stride` apart.
   void (*scores)(const float* q, int rows, const float* key, int n, int dim, float* s, int stride);
   void (*mix)(const float* p, int stride, int rows, const float* value, int n, int dim, float* y);
+  float (*largest)(const float* s, int n);
   float (*exponentials)(float* s, int n, float most);
 
   // y[i] = act(gate[i]) * up[i] for 16 outputs: SiLU, or GELU in its tanh approximation.

@@ -112,6 +112,12 @@ void mix(const float* p, int stride, int rows, const float* value, int n, int di
       for (int i = 0; i < dim; ++i) y[row * dim + i] += p[row * stride + j] * value[j * dim + i];
 }
 
+float largest(const float* s, int n) {
+  float most = s[0];
+  for (int j = 1; j < n; ++j) most = s[j] > most ? s[j] : most;
+  return most;
+}
+
 float exponentials(float* s, int n, float most) {
   float sum = 0;
   for (int j = 0; j < n; ++j) sum += s[j] = std::exp(s[j] - most);
@@ -139,7 +145,7 @@ void from_half(const uint16_t* x, float* y, int n) {
 
 }  // namespace
 
-const Isa kPortable = {"portable", nullptr, unpack, accumulate, quantize, scores,
-                       mix,        exponentials, silu, gelu_tanh, to_half, from_half};
+const Isa kPortable = {"portable", nullptr, unpack,    accumulate, quantize, scores, mix,
+                       largest,    exponentials, silu, gelu_tanh,  to_half,  from_half};
 
 }  // namespace edgellm

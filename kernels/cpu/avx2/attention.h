@@ -102,6 +102,18 @@ inline void mix(const float* p, int stride, int rows, const float* value, int n,
   for (; row < rows; ++row) mix_rows<1>(p + row * stride, stride, value, n, dim, y + row * dim);
 }
 
+inline float largest(const float* s, int n) {
+  __m256 top = _mm256_set1_ps(s[0]);
+  int j = 0;
+  for (; j + 8 <= n; j += 8) top = _mm256_max_ps(top, _mm256_loadu_ps(s + j));
+  alignas(32) float lanes[8];
+  _mm256_store_ps(lanes, top);
+  float most = lanes[0];
+  for (int i = 1; i < 8; ++i) most = lanes[i] > most ? lanes[i] : most;
+  for (; j < n; ++j) most = s[j] > most ? s[j] : most;
+  return most;
+}
+
 // Masked slots are -inf: they become exactly 0, not the smallest that exp8 gives.
 inline __m256 exp_or_zero(__m256 x) {
   return _mm256_and_ps(exp8(x), _mm256_cmp_ps(x, _mm256_set1_ps(-87.3f), _CMP_GE_OQ));

@@ -178,7 +178,7 @@ void from_half(const uint16_t* x, float* y, int n) {
 
 }  // namespace
 
-const Isa kAvx2 = {"avx2",    avx2::decode,       unpack,     accumulate,      quantize, avx2::scores,
-                   avx2::mix, avx2::exponentials, avx2::silu, avx2::gelu_tanh, to_half,  from_half};
+const Isa kAvx2 = {"avx2",        avx2::decode,       unpack,     accumulate,      quantize, avx2::scores, avx2::mix,
+                   avx2::largest, avx2::exponentials, avx2::silu, avx2::gelu_tanh, to_half,  from_half};
 
 }  // namespace edgellm
