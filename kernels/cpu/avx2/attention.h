@@ -75,11 +75,11 @@ void mix_tile(const float* p, int stride, const float* value, int n, int dim, fl
   for (int row = 0; row < kRows; ++row)
     for (int i = 0; i < kWide; ++i) sum[row][i] = _mm256_loadu_ps(y + row * dim + 8 * i);
   for (int j = 0; j < n; ++j) {
-    __m256 v[kWide];
-    for (int i = 0; i < kWide; ++i) v[i] = _mm256_loadu_ps(value + j * dim + 8 * i);
-    for (int row = 0; row < kRows; ++row) {
-      const __m256 weight = _mm256_broadcast_ss(p + row * stride + j);
-      for (int i = 0; i < kWide; ++i) sum[row][i] = _mm256_fmadd_ps(weight, v[i], sum[row][i]);
+    __m256 weight[kRows];
+    for (int row = 0; row < kRows; ++row) weight[row] = _mm256_broadcast_ss(p + row * stride + j);
+    for (int i = 0; i < kWide; ++i) {
+      const __m256 v = _mm256_loadu_ps(value + j * dim + 8 * i);
+      for (int row = 0; row < kRows; ++row) sum[row][i] = _mm256_fmadd_ps(weight[row], v, sum[row][i]);
     }
   }
   for (int row = 0; row < kRows; ++row)

@@ -110,16 +110,19 @@ void accumulate_rows(const int8_t* weight, int quads, const float* w_scale, cons
                      const float* x_scale, const float* total, float* acc) {
   __m256i sum[kRows][2];
   for (auto& row : sum) row[0] = row[1] = _mm256_setzero_si256();
-  for (int quad = 0; quad < quads; ++quad, weight += 4 * kPanel)
-    for (int half = 0; half < 2; ++half) {
-      const __m256i w = load(weight + 32 * half);
-      const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), odd = _mm256_srai_epi16(w, 8);
-      for (int row = 0; row < kRows; ++row) {
-        const int16_t* inputs = x + row * kTile + 4 * quad;
-        avx2::add(sum[row][half], even, pair(inputs));
-        avx2::add(sum[row][half], odd, pair(inputs + 2));
-      }
+  auto even = [](__m256i w) { return _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8); };
+  auto odd = [](__m256i w) { return _mm256_srai_epi16(w, 8); };
+  for (int quad = 0; quad < quads; ++quad, weight += 4 * kPanel) {
+    const __m256i v = load(weight), w = load(weight + 32), v0 = even(v), v1 = odd(v), w0 = even(w), w1 = odd(w);
+    for (int row = 0; row < kRows; ++row) {
+      const int16_t* inputs = x + row * kTile + 4 * quad;
+      const __m256i first = pair(inputs), second = pair(inputs + 2);
+      avx2::add(sum[row][0], v0, first);
+      avx2::add(sum[row][1], w0, first);
+      avx2::add(sum[row][0], v1, second);
+      avx2::add(sum[row][1], w1, second);
     }
+  }
   for (int row = 0; row < kRows; ++row)
     for (int half = 0; half < 2; ++half) {
       const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[row][half]), _mm256_loadu_ps(w_scale + 8 * half));
