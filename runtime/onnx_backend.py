@@ -15,6 +15,7 @@ from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.onnx_graph import check_ends, failed, first_line, open_graph
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+SPIN = "20"  # microseconds
 MAPPED = 1 << 20  # bytes from which a buffer gets pages of its own
 
 
@@ -71,6 +72,10 @@ class OnnxBackend:
         def prepare(options: Any) -> None:
             # Weights are stored in their final order and stay in the mapped file: no packed second copy.
             options.add_session_config_entry("session.disable_prepacking", "1")
+            # Threads wait awake for as long as the gaps between a token's operators last. By default they do so far
+            # longer and starve beside a busy neighbour: 45 % of the quiet speed was left, 58 % with this, 197 against
+            # 192 tokens/s when alone (SmolLM2, two cores). Without any: 81 %, but 168. Older versions ignore it.
+            options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN)
             register_operators(options)
 
         session = open_graph(folder, threads, prepare)
