@@ -11,11 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from edgellm.export.architectures import Architecture
-from edgellm.export.decoder import (
-    TOKENS_AT_ONCE,
-    Block,
-    block_forward,
-)
+from edgellm.export.decoder import TOKENS_AT_ONCE, Block, block_forward
 from edgellm.runtime.errors import EdgellmError
 
 _SHARED = {"k": "q", "v": "q", "up": "gate"}  # matrices that read the same input

@@ -71,7 +71,7 @@ def model_facts(model: torch.nn.Module, graph: onnx.GraphProto, folder: HfFolder
 
 @torch.no_grad()
 def write_text(model: torch.nn.Module, tokens: Mapping[str, Any], sequences: int, length: int, seed: int) -> Tensor:
-    """Text that the model writes itself, int64 [sequences, length]: at temperature 1 from bos, as calibrate.py's."""
+    """Text that the model writes itself, int64 [sequences, length]: at temperature 1 from bos, as self_written.py's."""
     begin = next((token for token in (tokens["bos"], tokens["eos"]) if token is not None), 0)
     generator = torch.Generator().manual_seed(seed)
     ids, past = torch.full((sequences, 1), begin), None

@@ -25,8 +25,8 @@ ALIGNMENT = 4096  # bytes: a page, so that a mapped tensor starts on one
 class PartialBundle:
     """A bundle being written, in `.OUT.partial/bundle.partial` beside OUT, and what a later export may go on from.
 
-    key: what the contents depend on (journal.fingerprint). Entering finds what a killed export with the same key
-    finished: `placed`, and texts under `kept`. Leaving by an error deletes everything; a kill or Ctrl-C keeps it.
+    key: what the contents depend on (journal.fingerprint). begin() finds what a killed export with the same key
+    finished: `journal`, its tensors and texts. Leaving by an error deletes everything; a kill or Ctrl-C keeps it.
     Raises EdgellmError when OUT exists (and not `force`), its parent cannot be written to, or another export to the
     same OUT is running.
     """

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from tests.bundles import calibration_file
@@ -20,6 +21,7 @@ from edgellm.export.config import ExportConfig, Sparsity
 from edgellm.export.journal import RECORD, Journal, fingerprint
 from edgellm.export.pipeline import export
 from edgellm.export.write import PartialBundle
+from edgellm.kernels.layout import Format
 from edgellm.runtime.cli import main
 
 WEIGHTS = ("model.onnx", "model.onnx.data", "tokenizer.json")
@@ -128,10 +130,6 @@ def test_an_error_leaves_nothing_and_an_interrupt_says_how_to_go_on(
 
 
 def test_the_journal_holds_what_was_placed(tmp_path: Path) -> None:
-    import numpy as np
-
-    from edgellm.kernels.layout import Format
-
     form = Format(16, 64, 4, 64, n=2, m=4)
     with PartialBundle(tmp_path / "b").begin("key") as bundle:
         bundle.append("layers.0.q", [np.zeros(form.nbytes, np.uint8)], form)

@@ -100,6 +100,7 @@ struct Sparse24In {
   }
 };
 
+// Two table entries side by side: the first mask byte's from `low`, the second's from `high`.
 using Shuffles = std::array<uint64_t, 256>;
 inline __m128i both(const Shuffles& low, const Shuffles& high, const uint8_t* mask) {
   return _mm_set_epi64x(int64_t(high[mask[1]]), int64_t(low[mask[0]]));
@@ -158,7 +159,7 @@ struct SparseOut {
   }
 };
 
-inline __m256 half8(const uint8_t* p) { return _mm256_cvtph_ps(load16(p)); }
+inline __m256 half8(const void* p) { return _mm256_cvtph_ps(load16(p)); }
 
 // kGroups: groups a tile, 1 or 2.
 template <class Block, int kGroups, bool kMinimum>

@@ -11,6 +11,7 @@
 namespace edgellm {
 namespace {
 
+using avx2::half8;
 using avx2::load;
 using avx2::load16;
 using avx2::pair;
@@ -162,8 +163,6 @@ float quantize(const float* x, int16_t* q) {
   }
   return peak / 32767.0f;
 }
-
-__m256 half8(const uint16_t* p) { return _mm256_cvtph_ps(load16(p)); }
 
 float half1(uint16_t h) { return _cvtsh_ss(h); }
 
