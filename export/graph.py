@@ -17,11 +17,10 @@ from onnx import TensorProto, helper
 from edgellm.export.architectures import Architecture
 from edgellm.export.rope import Rope
 from edgellm.kernels.layout import Format
+from edgellm.kernels.library import OPERATORS
 
 OPSET = 23
 """The first standard opset with RMSNormalization; nothing newer is needed."""
-OPERATORS = 1
-"""Version of the domain `edgellm`."""
 DATA = "model.onnx.data"
 
 

@@ -90,9 +90,22 @@ def _tiles(q: Quantized) -> NDArray[np.uint8]:
     padded[f.n_out :] = spare % f.m < f.n
     mask = to_blocks(padded, f)
     kept = code[mask].reshape(f.panels, f.k_in // TILE, BLOCKS, 64 * f.n // f.m)
+    if f.places:
+        return _chunks(kept, np.nonzero(mask)[-1].reshape(kept.shape) % 4, f)
     bits = np.packbits(mask, axis=-1, bitorder="little").reshape(f.panels, f.k_in // TILE, 8 * BLOCKS)
     codes = _nibbles(kept, f).reshape(f.panels, f.k_in // TILE, -1)
     return np.concatenate([bits, codes], axis=-1)
+
+
+def _chunks(kept: NDArray[np.uint8], place: NDArray[np.int64], f: Format) -> NDArray[np.uint8]:
+    """Tiles of codes and places [panels, tiles, 16, 32] in chunks of four blocks."""
+    chunks = (*kept.shape[:2], 4, 4, 32)
+    places = (place.reshape(chunks) << np.arange(0, 8, 2)[:, None]).sum(axis=-2).astype(np.uint8)
+    codes = kept.reshape(chunks)
+    if f.bits == 4:
+        codes = codes[..., 0::2, :] | codes[..., 1::2, :] << np.uint8(4)
+    both = np.concatenate([places, codes.reshape(*places.shape[:3], -1)], axis=-1)
+    return both.reshape(*kept.shape[:2], f.tile_bytes)
 
 
 def _nibbles(kept: NDArray[np.uint8], f: Format) -> NDArray[np.uint8]:

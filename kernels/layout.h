@@ -24,6 +24,7 @@ struct Format {
     return (m == 4 || m == 8 || m == 16) && n > 0 && n < m && !(along_out && n_out % m);
   }
   bool sparse() const { return n < m; }
+  bool places() const { return n == 2 && m == 4 && !along_out; }  // where the kept lie, instead of masks
   int reach() const { return sparse() && !along_out ? int(m / 4) : 1; }
   int zero_point() const { return 1 << (bits - 1); }
   int64_t panels() const { return (n_out + kPanel - 1) / kPanel; }

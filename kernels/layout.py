@@ -11,6 +11,12 @@ of m lie along the output over outputs first (bit 16*i + o): a group's bits and 
     tile   = masks [16] uint64 (only if n < m), then for each block its kept codes
     codes  = 8 bits: kept bytes;  4 bits: byte j holds kept[j] low and kept[j + kept/2] high
 
+2:4 along the input has, instead of masks, the places of the kept: a kernel gathers the inputs that they name. There
+
+    tile   = 4 chunks of 4 blocks, of each 32 places, then codes
+    places = byte 2*o + k tells of output o's k-th kept weight: bits 2b and 2b+1 are its input (0-3) in block b
+    codes  = 8 bits: each block's 32;  4 bits: 32 bytes of block 0 low and 1 high, then 32 of blocks 2 and 3
+
 kernels/layout.h is the same in C++; a test compares the two.
 """
 
@@ -66,8 +72,13 @@ class Format:
 
     @property
     def sparse(self) -> bool:
-        """Whether masks are stored."""
+        """Whether weights are dropped."""
         return self.n < self.m
+
+    @property
+    def places(self) -> bool:
+        """Whether tiles hold places instead of masks."""
+        return (self.n, self.m, self.axis) == (2, 4, "in")
 
     @property
     def reach(self) -> int:
@@ -91,7 +102,7 @@ class Format:
 
     @property
     def tile_bytes(self) -> int:
-        """Bytes of one tile: masks and codes."""
+        """Bytes of one tile: masks (or places) and codes."""
         return BLOCKS * (self.block_bytes + (8 if self.sparse else 0))
 
     @property
@@ -174,13 +185,9 @@ def unpack(tiles: NDArray[np.uint8], f: Format) -> Quantized:
     if tiles.size != f.nbytes:
         raise ValueError(f"{tiles.size} bytes; the format needs {f.nbytes}")
     heads, body = split(tiles, f)
-    masks = 8 * BLOCKS if f.sparse else 0
-    packed = body[:, :, masks:].reshape(f.panels, -1, BLOCKS, f.block_bytes)
-    kept = packed if f.bits == 8 else np.concatenate([packed & 15, packed >> 4], axis=-1)
+    kept, bits = _split_places(body, f) if f.places else _split_masks(body, f)
     mask = None
-    if f.sparse:
-        bits = np.unpackbits(np.ascontiguousarray(body[:, :, :masks]), axis=-1, bitorder="little")
-        bits = bits.reshape(f.panels, -1, BLOCKS, 64).astype(bool)
+    if bits is not None:
         full = np.full(bits.shape, f.zero_point if f.zero == "symmetric" else 0, np.uint8)
         full[bits] = kept.reshape(-1)
         kept, mask = full, from_blocks(bits, f)[: f.n_out]
@@ -189,3 +196,28 @@ def unpack(tiles: NDArray[np.uint8], f: Format) -> Quantized:
     groups = fp16.reshape(f.panels, fp16.shape[1], 2 if f.zero == "min" else 1, -1, PANEL)
     planes = groups.transpose(2, 0, 4, 1, 3).reshape(groups.shape[2], f.panels * PANEL, -1)[:, : f.n_out]
     return Quantized(f, code, planes[0], planes[1] if f.zero == "min" else None, mask)
+
+
+def _split_masks(body: NDArray[np.uint8], f: Format) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+    """Codes [panels, tiles, 16, kept] and masks [panels, tiles, 16, 64], None if dense."""
+    masks = 8 * BLOCKS if f.sparse else 0
+    packed = body[:, :, masks:].reshape(f.panels, -1, BLOCKS, f.block_bytes)
+    kept = packed if f.bits == 8 else np.concatenate([packed & 15, packed >> 4], axis=-1)
+    if not f.sparse:
+        return kept, None
+    bits = np.unpackbits(np.ascontiguousarray(body[:, :, :masks]), axis=-1, bitorder="little")
+    return kept, bits.reshape(f.panels, -1, BLOCKS, 64).astype(bool)
+
+
+def _split_places(body: NDArray[np.uint8], f: Format) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """The same of a tile with places. Raises ValueError where both kept weights claim one place."""
+    chunks = body.reshape(f.panels, -1, 4, 32 + 4 * f.block_bytes)
+    places, codes = chunks[..., :32], chunks[..., 32:].reshape(*chunks.shape[:3], -1, 32)
+    if f.bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], axis=-2)  # [.., 2 loads, low and high, 32]
+    place = (places[..., None, :] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3).reshape(-1, BLOCKS, PANEL, 2)
+    bits = (place[..., None] == np.arange(4)).any(axis=-2)
+    if (place[..., 0] >= place[..., 1]).any():
+        raise ValueError("places of kept weights do not rise: these bytes are damaged")
+    shape = (f.panels, f.k_in // TILE, BLOCKS)
+    return codes.reshape(*shape, 32), bits.reshape(*shape, 64)

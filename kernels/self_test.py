@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.kernels.layout import Format
-from edgellm.kernels.library import library_path
+from edgellm.kernels.library import OPERATORS, library_path
 from edgellm.kernels.reference import quant_gather
 
 _INT64, _UINT8 = 7, 2  # TensorProto.DataType
@@ -19,7 +19,7 @@ def self_test() -> None:
     """Load the library into ONNX Runtime and gather two rows; RuntimeError when they differ from the reference."""
     import onnxruntime
 
-    f = Format(32, 128, 4, 64, "min", 2, 4)
+    f = Format(32, 128, 4, 64, "min", 4, 8)
     tiles = np.random.default_rng(0).integers(0, 256, f.nbytes).astype(np.uint8)
     _make_valid(tiles, f)
     ids = np.array([3, 17])
@@ -33,7 +33,7 @@ def self_test() -> None:
 
 
 def _make_valid(tiles: NDArray[np.uint8], f: Format) -> None:
-    """Give random bytes finite scales, and masks that keep two of every four."""
+    """Give random bytes finite scales, and masks that keep four of every eight."""
     runs = tiles.reshape(f.panels, -1, f.scale_bytes + f.tile_bytes)
     runs[:, :, : f.scale_bytes] = np.frombuffer(np.linspace(0.1, 1, f.scale_bytes // 2).astype(np.float16), np.uint8)
     runs[:, :, f.scale_bytes : f.scale_bytes + 128] = 0b01010101
@@ -50,7 +50,7 @@ def _model(f: Format, count: int) -> bytes:
     node += b"".join(_field(5, attribute) for attribute in attributes)
     values = _field(11, _value("ids", _INT64, count)) + _field(11, _value("tiles", _UINT8, f.nbytes))
     graph = _field(1, node) + _text(2, "self_test") + values + _field(12, _value("rows", 1, count, f.k_in))
-    opsets = _field(8, _number(2, 23)) + _field(8, _text(1, "edgellm") + _number(2, 1))
+    opsets = _field(8, _number(2, 23)) + _field(8, _text(1, "edgellm") + _number(2, OPERATORS))
     return _number(1, 10) + _field(7, graph) + opsets
 
 

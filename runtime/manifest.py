@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgellm.kernels.library import OPERATORS
 from edgellm.runtime.bundle_files import AGAIN, NAME, FileFacts, check_files, file_facts, read_manifest_bytes
 from edgellm.runtime.errors import BundleError
 from edgellm.runtime.schema import Manifest
 from edgellm.runtime.typed_json import decode
 
-__all__ = ["OPERATORS", "SCHEMA", "FileFacts", "Manifest", "checksum", "dump", "file_facts", "parse", "read_manifest"]
+__all__ = ["SCHEMA", "FileFacts", "Manifest", "checksum", "dump", "file_facts", "parse", "read_manifest"]
 __all__ += ["NAME", "seal"]
 
 SCHEMA = 1  # of edgellm.json
-OPERATORS = 1  # of the ONNX domain `edgellm`
 
 
 def checksum(data: Mapping[str, Any]) -> str:

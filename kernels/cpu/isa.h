@@ -1,7 +1,8 @@
 // The small interface that every instruction set fills in, one folder or file each (isa_portable.cc, avx2/).
 //
 // Activations are int16, one scale per row and 64 inputs; of every four inputs the order is 0 2 1 3 (kPlace), so that
-// the low and the high bytes of 16-bit lanes of packed weights meet pairs of them.
+// the low and the high bytes of 16-bit lanes of packed weights meet pairs of them. A decode kernel that wants another
+// order has its tiles arranged first.
 #pragma once
 #include "kernels/layout.h"
 
@@ -11,19 +12,32 @@ constexpr int kPlace[4] = {0, 2, 1, 3};  // where input i of a quad lies
 
 // One row of activations as a panel reads it. Steps from tile to tile are `rows` entries: rows lie side by side.
 struct Row {
-  const int16_t* q;      // [tile][rows][64]
+  const int16_t* q;      // [tile][rows][64], arranged
   const float* scale;    // [tile][rows]
   const float* sum;      // [tile][group][rows], of a group's float inputs
   const int32_t* codes;  // [tile][group][rows], of their codes
   int64_t rows;
 };
 
+// What quantize tells of 64 inputs: their scale (0 where all are 0), of each half the sum and the sum of its codes, and
+// the sum of squares.
+struct Part {
+  float scale, sum[2];
+  int32_t codes[2];
+  float squares;
+};
+
+// The fast path of decoding: acc[out] = sum over all tiles of the panel, straight from the packed bytes.
+using Decode = void (*)(const Format& f, const uint8_t* panel, const Row& x, float* acc);
+
 struct Isa {
   const char* name;
 
-  // Fast path of decoding: acc[out] = sum over all tiles of the panel, straight from the packed bytes. Null, or false:
-  // this format has none, and unpack and accumulate do it.
-  bool (*decode)(const Format& f, const uint8_t* panel, const Row& x, float* acc);
+  // The fast path for a format; null where there is none, and unpack and accumulate do it.
+  Decode (*decoder)(const Format& f);
+
+  // One tile of codes, int16 [64] in the order of kPlace, becomes what this format's decoder reads, in place.
+  void (*arrange)(const Format& f, int16_t* q);
 
   // A tile as int8 in "quad order" [16 quads][16 outputs][4 inputs], quad j holding inputs 4j .. 4j+3:
   // weight[quad][out][i] = code - offset, 0 where dropped; offset(f) is 8, 128 or 0, see below.
@@ -37,9 +51,9 @@ struct Isa {
   void (*accumulate)(const int8_t* weight, int quads, const float* w_scale, const float* minimum, const int16_t* x,
                      const float* x_scale, const float* sum, int rows, float* acc);
 
-  // q[4j + kPlace[i]] = round(x[4j + i] / scale) for 64 inputs, scale = max|x| / 32767; returns the scale (0 for a row
-  // of zeros).
-  float (*quantize)(const float* x, int16_t* q);
+  // q[4j + kPlace[i]] = round(x[4j + i] / scale) for 64 inputs, scale = max|x| / 32767.
+  // left, unless null, becomes x - scale * code, in the order of x.
+  Part (*quantize)(const float* x, int16_t* q, float* left);
 
   // Attention over n slots: s[row][j] = q[row] . key[j];  y[row] += sum_j p[row][j] * value[j], in the order of j;
   // the largest of s;  s[j] = exp(s[j] - most), and their sum. q, y [rows][dim], key, value [n][dim]; s and p are `stride` apart.

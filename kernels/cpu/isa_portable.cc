@@ -20,7 +20,23 @@ void for_block(const Format& f, int b, Each each) {
     for (int i = 0; i < 4 * r; ++i) each(b / r * r + i / 4, b % r * outputs + o, i % 4, o * 4 * r + i);
 }
 
+void unpack_places(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept) {
+  std::memset(weight, 0, kPanel * kTile);
+  if (kept) std::memset(kept, 0, kPanel * kTile);
+  for (int quad = 0; quad < kTile / 4; ++quad) {
+    const uint8_t* chunk = tile + size_t(quad / 4) * (32 + 4 * f.block_bytes());
+    for (int i = 0; i < 2 * kPanel; ++i) {
+      const int place = chunk[i] >> 2 * (quad % 4) & 3;
+      const uint8_t* codes = chunk + 32 + 32 * (f.bits == 8 ? quad % 4 : quad % 4 / 2);
+      const int code = f.bits == 8 ? codes[i] : codes[i] >> 4 * (quad % 2) & 15, at = (quad * kPanel + i / 2) * 4 + place;
+      weight[at] = int8_t(code - offset(f));
+      if (kept) kept[at] = 1;
+    }
+  }
+}
+
 void unpack(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept) {
+  if (f.places()) return unpack_places(f, tile, weight, kept);
   const uint8_t* codes = tile + (f.sparse() ? 8 * kBlocks : 0);
   const int half = f.kept() / 2, zero = offset(f);
   for (int b = 0; b < kBlocks; ++b, codes += f.block_bytes()) {
@@ -54,15 +70,25 @@ void accumulate(const int8_t* weight, int quads, const float* w_scale, const flo
     }
 }
 
-float quantize(const float* x, int16_t* q) {
+Part quantize(const float* x, int16_t* q, float* left) {
   float most = 0;
   for (int i = 0; i < kTile; ++i) most = std::fmax(most, std::fabs(x[i]));
   if (!(most > 1e-30f)) most = 0;  // 32767 / most would overflow
-  const float scale = most / 32767.0f, inverse = most > 0 ? 32767.0f / most : 0;
-  for (int i = 0; i < kTile; ++i)
-    q[i / 4 * 4 + kPlace[i % 4]] = int16_t(std::lrintf(std::fmin(std::fmax(x[i] * inverse, -32767.0f), 32767.0f)));
-  return scale;
+  const float inverse = most > 0 ? 32767.0f / most : 0;
+  Part part{most / 32767.0f, {}, {}, 0};
+  for (int i = 0; i < kTile; ++i) {
+    const auto code = int16_t(std::lrintf(std::fmin(std::fmax(x[i] * inverse, -32767.0f), 32767.0f)));
+    q[i / 4 * 4 + kPlace[i % 4]] = code;
+    if (left) left[i] = x[i] - part.scale * float(code);
+    part.sum[2 * i / kTile] += x[i];
+    part.codes[2 * i / kTile] += code;
+    part.squares += x[i] * x[i];
+  }
+  return part;
 }
+
+Decode decoder(const Format&) { return nullptr; }
+void arrange(const Format&, int16_t*) {}
 
 float half_to_float(uint16_t h) {
   const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 1023;
@@ -145,7 +171,7 @@ void from_half(const uint16_t* x, float* y, int n) {
 
 }  // namespace
 
-const Isa kPortable = {"portable", nullptr, unpack,    accumulate, quantize, scores, mix,
+const Isa kPortable = {"portable", decoder, arrange, unpack,    accumulate, quantize, scores, mix,
                        largest,    exponentials, silu, gelu_tanh,  to_half,  from_half};
 
 }  // namespace edgellm

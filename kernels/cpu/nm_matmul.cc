@@ -33,7 +33,8 @@ struct Rows {
 
   Row row(int64_t i) const { return {&q[size_t(i * kTile)], &scale[size_t(i)], &sum[size_t(i)], &codes[size_t(i)], rows}; }
 
-  void quantize(const Format& f, const float* x, int64_t count, const Isa& isa, const Pool& pool) {
+  // decoded: a decoder will read q, which is arranged for it.
+  void quantize(const Format& f, const float* x, int64_t count, bool decoded, const Isa& isa, const Pool& pool) {
     const int64_t tiles = f.tiles();
     rows = count;
     groups = f.groups_per_tile();
@@ -47,7 +48,10 @@ struct Rows {
     auto some = [&](size_t task) {
       const int64_t end = std::min(rows, int64_t(task + 1) * step);
       for (int64_t row = int64_t(task) * step; row < end; ++row)
-        for (int64_t tile = 0; tile < tiles; ++tile) one(x + (row * tiles + tile) * kTile, tile, row, isa);
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          one(x + (row * tiles + tile) * kTile, tile, row, isa);
+          if (decoded) isa.arrange(f, &q[size_t((tile * rows + row) * kTile)]);
+        }
     };
     parallel(pool, size_t((rows + step - 1) / step), some);
     any_rest = std::any_of(rest_scale.begin(), rest_scale.end(), [](float one) { return one > 0; });
@@ -56,22 +60,20 @@ struct Rows {
  private:
   void one(const float* x, int64_t tile, int64_t row, const Isa& isa) {
     const int64_t at = tile * rows + row;
-    const int16_t* code = &q[size_t(at * kTile)];
-    const float step = scale[size_t(at)] = isa.quantize(x, &q[size_t(at * kTile)]);
-    float squares = 0;
-    for (int64_t g = 0, width = kTile / groups; g < groups; ++g) {
-      float total = 0;
-      int32_t whole = 0;
-      for (int64_t i = width * g; i < width * (g + 1); ++i) total += x[i], squares += x[i] * x[i], whole += code[i];
-      sum[size_t((groups * tile + g) * rows + row)] = total;
-      codes[size_t((groups * tile + g) * rows + row)] = whole;
+    const Part part = isa.quantize(x, &q[size_t(at * kTile)], nullptr);
+    scale[size_t(at)] = part.scale;
+    for (int64_t g = 0; g < groups; ++g) {
+      const size_t to = size_t((groups * tile + g) * rows + row);
+      sum[to] = groups == 2 ? part.sum[g] : part.sum[0] + part.sum[1];
+      codes[to] = groups == 2 ? part.codes[g] : part.codes[0] + part.codes[1];
     }
-    const float most = 32767 * step, others = std::sqrt(std::fmax(0.0f, squares - most * most) / (kTile - 1));
+    const float most = 32767 * part.scale;
+    const float others = std::sqrt(std::fmax(0.0f, part.squares - most * most) / (kTile - 1));
     rest_scale[size_t(at)] = 0;
-    if (most > kDwarfed * others && std::isfinite(squares)) {
+    if (most > kDwarfed * others && std::isfinite(part.squares)) {
       float left[kTile];
-      for (int i = 0; i < kTile; ++i) left[i] = x[i] - step * float(code[i / 4 * 4 + kPlace[i % 4]]);
-      rest_scale[size_t(at)] = isa.quantize(left, &rest[size_t(at * kTile)]);
+      isa.quantize(x, &rest[size_t(at * kTile)], left);
+      rest_scale[size_t(at)] = isa.quantize(left, &rest[size_t(at * kTile)], nullptr).scale;
     }
   }
 };
@@ -118,10 +120,11 @@ void add_rest(const Format& f, const uint8_t* panel, const Rows& x, int64_t firs
 }
 
 void panel_times_rows(const Format& f, const uint8_t* panel, const Rows& x, int64_t first, int count, float* acc,
-                      const Isa& isa) {
-  bool done = count <= kFewRows && isa.decode;
-  for (int row = 0; done && row < count; ++row) done = isa.decode(f, panel, x.row(first + row), acc + row * kPanel);
-  if (!done) unpacked_panel(f, panel, x, first, count, acc, isa);
+                      Decode decode, const Isa& isa) {
+  if (decode)
+    for (int row = 0; row < count; ++row) decode(f, panel, x.row(first + row), acc + row * kPanel);
+  else
+    unpacked_panel(f, panel, x, first, count, acc, isa);
   if (x.any_rest) add_rest(f, panel, x, first, count, acc, isa);
 }
 
@@ -131,7 +134,8 @@ void nm_matmul(const Format& f, Activation activation, const float* x, int64_t r
                const Added& added, float* y, const Pool& pool) {
   static thread_local Rows quantized;  // grows to the largest chunk once, then stays
   const Isa& isa = edgellm::isa();
-  quantized.quantize(f, x, rows, isa, pool);
+  const Decode decode = rows <= kFewRows ? isa.decoder(f) : nullptr;
+  quantized.quantize(f, x, rows, decode != nullptr, isa, pool);
   const Rows& q = quantized;
 
   const bool paired = activation != Activation::kNone;
@@ -145,8 +149,8 @@ void nm_matmul(const Format& f, Activation activation, const float* x, int64_t r
         const int count = int(std::min<int64_t>(kRowBlock, rows - first));
         const int64_t panel = paired ? 2 * unit : unit;
         const int outputs = int(std::min<int64_t>(kPanel, width - unit * kPanel));
-        panel_times_rows(f, tiles + size_t(panel) * f.panel_bytes(), q, first, count, acc[0], isa);
-        if (paired) panel_times_rows(f, tiles + size_t(panel + 1) * f.panel_bytes(), q, first, count, acc[1], isa);
+        panel_times_rows(f, tiles + size_t(panel) * f.panel_bytes(), q, first, count, acc[0], decode, isa);
+        if (paired) panel_times_rows(f, tiles + size_t(panel + 1) * f.panel_bytes(), q, first, count, acc[1], decode, isa);
         for (int row = 0; row < count; ++row) {
           float *gate = acc[0] + row * kPanel, *to = y + (first + row) * width + unit * kPanel;
           if (activation == Activation::kSilu) isa.silu(gate, acc[1] + row * kPanel, gate);

@@ -10,6 +10,8 @@
 namespace edgellm::ort {
 namespace {
 
+constexpr int kOperators = 2;  // kernels/library.py
+
 struct NMMatMul {
   static constexpr const char* kName = "NMMatMul";
   // x, tiles, and optionally bias and residual
@@ -145,8 +147,8 @@ struct Instance {
     op.input_memory = [](const CustomOp*, size_t) { return 0; };  // default
     op.create_kernel_v2 = create;
     op.compute_v2 = compute;
-    op.start_version = [](const CustomOp*) { return 1; };
-    op.end_version = [](const CustomOp*) { return 1; };
+    op.start_version = [](const CustomOp*) { return kOperators; };
+    op.end_version = [](const CustomOp*) { return kOperators; };
     return op;
   }
 };

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgellm.kernels.layout import Format, Quantized
-from edgellm.kernels.library import library_path
+from edgellm.kernels.library import OPERATORS, library_path
 
 _TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "float16": 10}
 
@@ -30,7 +30,7 @@ def run(operator: str, given: list[NDArray[Any] | None], outputs: list[str], **a
     ]
     wanted = [onnx.helper.make_tensor_value_info(n, _TYPES[t], None) for n, t in zip(results, outputs, strict=True)]
     graph = onnx.helper.make_graph([node], "one", values, wanted)
-    opsets = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid("edgellm", 1)]
+    opsets = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid("edgellm", OPERATORS)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
     options = ort.SessionOptions()
     options.register_custom_ops_library(str(library_path()))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from edgellm.kernels.library import OPERATORS
 from edgellm.kernels.reference import Cache, commit
 from edgellm.runtime.cache import CacheLayout, KVPolicy, parse_kv
 from edgellm.runtime.chat import Chat
@@ -27,7 +28,7 @@ CHATML = (
 DATA: dict[str, Any] = {
     "schema": 1,
     "tool": "0.1.0",
-    "operators": 1,
+    "operators": OPERATORS,
     "created": "2026-01-02T03:04:05+00:00",
     "model": {
         "architecture": "llama",

@@ -121,7 +121,7 @@ def test_a_missing_key_is_named(place: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize("what", ["schema", "operators"])
 def test_other_versions_say_both(bundle: Path, what: str) -> None:
     rewrite(bundle, lambda data: data.update({what: 7}))
-    with pytest.raises(BundleError, match=f"{what} version 7; this edgellm reads version 1") as caught:
+    with pytest.raises(BundleError, match=f"{what} version 7; this edgellm reads version {DATA[what]}") as caught:
         read_manifest(bundle)
     assert "pip install -U edgellm" in caught.value.hint
     rewrite(bundle, lambda data: data.update({what: 0}))

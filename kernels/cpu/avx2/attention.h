@@ -102,14 +102,17 @@ inline void mix(const float* p, int stride, int rows, const float* value, int n,
   for (; row < rows; ++row) mix_rows<1>(p + row * stride, stride, value, n, dim, y + row * dim);
 }
 
+inline float largest_of(__m256 lanes) {
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
 inline float largest(const float* s, int n) {
   __m256 top = _mm256_set1_ps(s[0]);
   int j = 0;
   for (; j + 8 <= n; j += 8) top = _mm256_max_ps(top, _mm256_loadu_ps(s + j));
-  alignas(32) float lanes[8];
-  _mm256_store_ps(lanes, top);
-  float most = lanes[0];
-  for (int i = 1; i < 8; ++i) most = lanes[i] > most ? lanes[i] : most;
+  float most = largest_of(top);
   for (; j < n; ++j) most = s[j] > most ? s[j] : most;
   return most;
 }

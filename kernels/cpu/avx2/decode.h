@@ -6,38 +6,19 @@
 // Codes stay in the 16-bit lanes they were loaded in: vpmaddwd multiplies a pair of them by a pair of activations and
 // leaves an int32 an output. No lane ever moves, so 64 4-bit weights cost 17 instructions.
 #pragma once
-#include <immintrin.h>
-
-#include <cstring>
-
 #include "kernels/cpu/avx2/tables.h"
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/avx2/two_of_four.h"
 
 namespace edgellm::avx2 {
 
-constexpr int kAhead = 2048;  // bytes: hardware prefetchers stop at a page's end
-
-inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
-inline __m256i pair(const int16_t* x) {  // two activations in every int32 lane
-  int32_t both;
-  std::memcpy(&both, x, 4);
-  return _mm256_set1_epi32(both);
-}
-template <int kBytes>
-void prefetch(const uint8_t* p) {
-  for (int i = 0; i < kBytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
-}
-inline void add(__m256i& sum, __m256i a, __m256i x) { sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, x)); }
-
-// Every block kernel adds one vector block, 64 weights of 4 inputs, to a and b: outputs 0-7 and 8-15, or, interleaved,
-// the even and the odd ones. A wide block is 8 inputs of 8 outputs, two int32 each: 0-3 in a, 4-7 in b.
+// Every block kernel adds one vector block, 64 weights of 4 inputs, to a and b: outputs 0-7 and 8-15. A wide
+// block is 8 inputs of 8 outputs, two int32 each: 0-3 in a, 4-7 in b.
 
 // Byte j holds weights j and j + 32 of [16 outputs][4 inputs]: in word w = 2o + p the nibbles are inputs 2p and 2p + 1
 // (every second nibble) of outputs o and o + 8.
 struct Dense4 {
   static constexpr int kBytes = 32, kMasks = 0;
-  static constexpr bool kSigned = false, kInterleaved = false, kWide = false;
+  static constexpr bool kSigned = false, kWide = false;
   static void run(const uint8_t* codes, const uint8_t*, const int16_t* x, __m256i& a, __m256i& b) {
     const __m256i low = _mm256_set1_epi16(15), w = load(codes), even = pair(x), odd = pair(x + 2);
     add(a, _mm256_and_si256(w, low), even);
@@ -49,7 +30,7 @@ struct Dense4 {
 
 struct Dense8 {
   static constexpr int kBytes = 64, kMasks = 0;
-  static constexpr bool kSigned = false, kInterleaved = false, kWide = false;
+  static constexpr bool kSigned = false, kWide = false;
   static void run(const uint8_t* codes, const uint8_t*, const int16_t* x, __m256i& a, __m256i& b) {
     const __m256i low = _mm256_set1_epi16(255), even = pair(x), odd = pair(x + 2);
     const __m256i v = load(codes), w = load(codes + 32);
@@ -60,57 +41,17 @@ struct Dense8 {
   }
 };
 
-// 2:4 along the input. Instead of spreading the weights, the activations are gathered: an output's two kept codes meet
-// the two inputs that its four mask bits name. With exactly two of four bits set, the lower three tell all six masks
-// apart, so they index the six possible pairs in one register.
-inline __m256i pairs_of_four(const int16_t* x) {
-  int64_t four;  // 0 2 1 3
-  std::memcpy(&four, x, 8);
-  constexpr int64_t k0 = 0x0100, k2 = 0x0302, k1 = 0x0504, k3 = 0x0706;
-  // entry m: the inputs of mask m (bits 0-2; bit 3 is set where fewer than two of them are)
-  constexpr auto two = [](int64_t first, int64_t second) { return first | second << 16; };
-  const __m256i shuffle = _mm256_set_epi32(-1, int(two(k1, k2)), int(two(k0, k2)), int(two(k2, k3)), int(two(k0, k1)),
-                                           int(two(k1, k3)), int(two(k0, k3)), -1);
-  return _mm256_shuffle_epi8(_mm256_set1_epi64x(four), shuffle);
-}
-inline __m256i widen(int byte) {  // shuffle: bytes `byte` and byte + 1 of every int32 as two 16-bit numbers
-  const int64_t low = 0x8005800480018000 + 0x0001000100010001 * byte, high = low + 0x0008000800080008;
-  return _mm256_set_epi64x(high, low, high, low);
-}
-
-template <int kBits>
-struct Sparse24In {
-  static constexpr int kBytes = 4 * kBits, kMasks = 8;
-  static constexpr bool kSigned = true, kInterleaved = true, kWide = false;
-  static void run(const uint8_t* codes, const uint8_t* mask, const int16_t* x, __m256i& a, __m256i& b) {
-    // Lane j holds outputs 2j and 2j + 1: two codes each, and a byte of the mask.
-    __m256i two;
-    if constexpr (kBits == 4) {  // byte j: code j low, code j + 16 high
-      const __m256i both = _mm256_broadcastsi128_si256(load16(codes));
-      two = _mm256_and_si256(_mm256_srlv_epi32(both, _mm256_set_epi32(4, 4, 4, 4, 0, 0, 0, 0)), _mm256_set1_epi8(15));
-    } else {
-      two = load(codes);
-    }
-    const __m256i zero = _mm256_set1_epi16(1 << (kBits - 1));
-    const __m256i v = _mm256_shuffle_epi8(two, widen(0)), w = _mm256_shuffle_epi8(two, widen(2));
-    const __m256i inputs = pairs_of_four(x);
-    const __m256i which = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(mask)));
-    add(a, _mm256_sub_epi16(v, zero), _mm256_permutevar8x32_epi32(inputs, which));
-    add(b, _mm256_sub_epi16(w, zero), _mm256_permutevar8x32_epi32(inputs, _mm256_srli_epi32(which, 4)));
-  }
-};
-
 // Two table entries side by side: the first mask byte's from `low`, the second's from `high`.
 using Shuffles = std::array<uint64_t, 256>;
 inline __m128i both(const Shuffles& low, const Shuffles& high, const uint8_t* mask) {
   return _mm_set_epi64x(int64_t(high[mask[1]]), int64_t(low[mask[0]]));
 }
 
-// 4:8 along the input: the same gathering, by a table of shuffles.
+// 4:8 along the input: activations are gathered by a table of shuffles.
 template <int kBits>
 struct Sparse48In {
   static constexpr int kBytes = 4 * kBits, kMasks = 8;
-  static constexpr bool kSigned = true, kInterleaved = false, kWide = true;
+  static constexpr bool kSigned = true, kWide = true;
   static void run(const uint8_t* codes, const uint8_t* mask, const int16_t* x, __m256i& a, __m256i& b) {
     __m128i first, second;
     if constexpr (kBits == 4) {
@@ -134,7 +75,7 @@ struct Sparse48In {
 template <int kBits>
 struct SparseOut {
   static constexpr int kBytes = 4 * kBits, kMasks = 8;
-  static constexpr bool kSigned = true, kInterleaved = false, kWide = false;
+  static constexpr bool kSigned = true, kWide = false;
   static void run(const uint8_t* codes, const uint8_t* mask, const int16_t* x, __m256i& a, __m256i& b) {
     __m128i first, second;  // kept codes of inputs 0 and 1, and of 2 and 3, minus the zero point
     const __m128i zero = _mm_set1_epi8(char(1 << (kBits - 1)));
@@ -158,8 +99,6 @@ struct SparseOut {
     add(b, _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(i1, i3)), odd);
   }
 };
-
-inline __m256 half8(const void* p) { return _mm256_cvtph_ps(load16(p)); }
 
 // kGroups: groups a tile, 1 or 2.
 template <class Block, int kGroups, bool kMinimum>
@@ -199,12 +138,6 @@ void decode_panel(const Format& f, const uint8_t* panel, const Row& x, float* ac
           a = _mm256_add_epi32(a, c);
           b = _mm256_add_epi32(b, d);
         }
-        if constexpr (Block::kInterleaved) {
-          c = _mm256_unpacklo_epi32(a, b);
-          d = _mm256_unpackhi_epi32(a, b);
-          a = _mm256_permute2x128_si256(c, d, 0x20);
-          b = _mm256_permute2x128_si256(c, d, 0x31);
-        }
         low = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(a), half8(scales)), by, low);
         high = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(b), half8(scales + kPanel)), by, high);
         if constexpr (kMinimum) {
@@ -223,33 +156,31 @@ void decode_panel(const Format& f, const uint8_t* panel, const Row& x, float* ac
   _mm256_storeu_ps(acc + 8, high);
 }
 
-using Kernel = void (*)(const Format&, const uint8_t*, const Row&, float*);
-
 template <class Block>
-Kernel dense(const Format& f) {
+Decode dense(const Format& f) {
   const bool two = f.groups_per_tile() == 2;
   if (f.minimum) return two ? decode_panel<Block, 2, true> : decode_panel<Block, 1, true>;
   return two ? decode_panel<Block, 2, false> : decode_panel<Block, 1, false>;
 }
 
 template <class Block>
-Kernel sparse(const Format& f) {
+Decode sparse(const Format& f) {
   return f.groups_per_tile() == 2 ? decode_panel<Block, 2, false> : decode_panel<Block, 1, false>;
 }
 
 template <int kBits>
-Kernel kernel_for(const Format& f) {
+Decode decoder_of(const Format& f) {
   if (!f.sparse()) return kBits == 4 ? dense<Dense4>(f) : dense<Dense8>(f);
   if (f.minimum || 2 * f.n != f.m || f.m > 8) return nullptr;
   if (f.along_out) return sparse<SparseOut<kBits>>(f);
-  return f.m == 4 ? sparse<Sparse24In<kBits>>(f) : sparse<Sparse48In<kBits>>(f);
+  if (f.m == 8) return sparse<Sparse48In<kBits>>(f);
+  return f.groups_per_tile() == 2 ? decode_two_of_four<kBits, 2> : decode_two_of_four<kBits, 1>;
 }
 
-inline bool decode(const Format& f, const uint8_t* panel, const Row& x, float* acc) {
-  const Kernel kernel = f.bits == 4 ? kernel_for<4>(f) : kernel_for<8>(f);
-  if (!kernel) return false;
-  kernel(f, panel, x, acc);
-  return true;
+inline Decode decoder(const Format& f) { return f.bits == 4 ? decoder_of<4>(f) : decoder_of<8>(f); }
+
+inline void arrange(const Format& f, int16_t* q) {
+  if (f.places()) to_planes(q, f.bits == 4);
 }
 
 }  // namespace edgellm::avx2

@@ -1,7 +1,9 @@
 // AVX2 with FMA and F16C. No byte expand here: sparse blocks unpack through a table of shuffles, one a mask byte.
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "kernels/cpu/avx2/attention.h"
 #include "kernels/cpu/avx2/decode.h"
@@ -79,7 +81,38 @@ void place(const Format& f, int b, const int8_t* block, int8_t* weight) {
       std::memcpy(weight + ((b / r * r + q) * kPanel + b % r * outputs + o) * 4, block + (o * r + q) * 4, 4);
 }
 
+// Two kept codes of every four inputs go where their places say: a byte of an output's four takes the code whose place
+// it is.
+void unpack_places(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept) {
+  const __m256i first = _mm256_broadcastsi128_si256(_mm_set_epi8(6, 6, 6, 6, 4, 4, 4, 4, 2, 2, 2, 2, 0, 0, 0, 0));
+  const __m256i eight = _mm256_set1_epi8(8), one = _mm256_set1_epi8(1), place = _mm256_set1_epi32(0x03020100);
+  for (int quad = 0; quad < kTile / 4; ++quad, weight += 4 * kPanel) {
+    const uint8_t* chunk = tile + size_t(quad / 4) * (32 + 4 * f.block_bytes());
+    const __m256i places = _mm256_and_si256(_mm256_srl_epi16(load(chunk), _mm_cvtsi32_si128(quad % 4 * 2)), _mm256_set1_epi8(3));
+    __m256i code = load(chunk + 32 + 32 * (f.bits == 8 ? quad % 4 : quad % 4 / 2));
+    if (f.bits == 4) code = _mm256_and_si256(_mm256_srl_epi16(code, _mm_cvtsi32_si128(quad % 2 * 4)), _mm256_set1_epi8(15));
+    code = _mm256_sub_epi8(code, _mm256_set1_epi8(char(offset(f))));
+    // A lane has 8 outputs, its low half the first four: two registers of [4 outputs][4 inputs] a lane.
+    __m256i w[2], k[2];
+    for (int half = 0; half < 2; ++half) {
+      const __m256i from = half ? _mm256_add_epi8(first, eight) : first, next = _mm256_add_epi8(from, one);
+      const __m256i a = _mm256_cmpeq_epi8(_mm256_shuffle_epi8(places, from), place);
+      const __m256i b = _mm256_cmpeq_epi8(_mm256_shuffle_epi8(places, next), place);
+      w[half] = _mm256_or_si256(_mm256_and_si256(a, _mm256_shuffle_epi8(code, from)),
+                                _mm256_and_si256(b, _mm256_shuffle_epi8(code, next)));
+      k[half] = _mm256_and_si256(_mm256_or_si256(a, b), one);
+    }
+    store(weight, _mm256_permute2x128_si256(w[0], w[1], 0x20));
+    store(weight + 32, _mm256_permute2x128_si256(w[0], w[1], 0x31));
+    if (!kept) continue;
+    store(kept, _mm256_permute2x128_si256(k[0], k[1], 0x20));
+    store(kept + 32, _mm256_permute2x128_si256(k[0], k[1], 0x31));
+    kept += 4 * kPanel;
+  }
+}
+
 void unpack(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept) {
+  if (f.places()) return unpack_places(f, tile, weight, kept);
   const size_t bytes = f.block_bytes();
   if (!f.sparse()) {
     for (int b = 0; b < kBlocks; ++b) codes_to_int8(f, tile + size_t(b) * bytes, weight + 64 * b);
@@ -104,64 +137,100 @@ void unpack(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept) 
   }
 }
 
-// For kRows rows at once, so that a widened weight serves them all. vpmaddwd: int16 pairs into an int32 an output.
-// 128 * 32767 * 64 stays below 2^31.
-template <int kRows>
-void accumulate_rows(const int8_t* weight, int quads, const float* w_scale, const float* minimum, const int16_t* x,
-                     const float* x_scale, const float* total, float* acc) {
-  __m256i sum[kRows][2];
-  for (auto& row : sum) row[0] = row[1] = _mm256_setzero_si256();
-  auto even = [](__m256i w) { return _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8); };
-  auto odd = [](__m256i w) { return _mm256_srai_epi16(w, 8); };
-  for (int quad = 0; quad < quads; ++quad, weight += 4 * kPanel) {
-    const __m256i v = load(weight), w = load(weight + 32), v0 = even(v), v1 = odd(v), w0 = even(w), w1 = odd(w);
-    for (int row = 0; row < kRows; ++row) {
-      const int16_t* inputs = x + row * kTile + 4 * quad;
-      const __m256i first = pair(inputs), second = pair(inputs + 2);
-      avx2::add(sum[row][0], v0, first);
-      avx2::add(sum[row][1], w0, first);
-      avx2::add(sum[row][0], v1, second);
-      avx2::add(sum[row][1], w1, second);
-    }
+// One group's weights as int16, of each quad [inputs 0 and 2, outputs 0-7][1 and 3, 0-7][0 and 2, 8-15][1 and 3, 8-15].
+void widen(const int8_t* weight, int quads, int16_t* wide) {
+  for (int i = 0; i < 2 * quads; ++i, weight += 32, wide += 32) {
+    const __m256i w = load(weight);
+    _mm256_store_si256((__m256i*)wide, _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8));
+    _mm256_store_si256((__m256i*)(wide + 16), _mm256_srai_epi16(w, 8));
   }
-  for (int row = 0; row < kRows; ++row)
-    for (int half = 0; half < 2; ++half) {
-      const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[row][half]), _mm256_loadu_ps(w_scale + 8 * half));
-      float* to = acc + row * kPanel + 8 * half;
-      __m256 now = _mm256_fmadd_ps(scaled, _mm256_set1_ps(x_scale[row]), _mm256_loadu_ps(to));
-      if (minimum) now = _mm256_fmadd_ps(_mm256_loadu_ps(minimum + 8 * half), _mm256_set1_ps(total[row]), now);
-      _mm256_storeu_ps(to, now);
-    }
+}
+
+// For some rows at once: their sums and a quad's weights fit sixteen registers. vpmaddwd: int16 pairs into an int32 an
+// output. 128 * 32767 * 64 stays below 2^31.
+template <size_t... kRow>
+void accumulate_rows(std::index_sequence<kRow...>, const int16_t* wide, int quads, const float* w_scale,
+                     const float* minimum, const int16_t* x, const float* x_scale, const float* total, float* acc) {
+  __m256i low[] = {((void)kRow, _mm256_setzero_si256())...}, high[] = {((void)kRow, _mm256_setzero_si256())...};
+  for (int quad = 0; quad < quads; ++quad, wide += 4 * kPanel, x += 4) {
+    const __m256i v0 = load(wide), v1 = load(wide + 16), w0 = load(wide + 32), w1 = load(wide + 48);
+    auto step = [&](__m256i& a, __m256i& b, const int16_t* inputs) {
+      const __m256i first = pair(inputs), second = pair(inputs + 2);
+      avx2::add(a, v0, first);
+      avx2::add(b, w0, first);
+      avx2::add(a, v1, second);
+      avx2::add(b, w1, second);
+      avx2::keep(a);
+      avx2::keep(b);
+    };
+    (step(low[kRow], high[kRow], x + kRow * kTile), ...);
+  }
+  auto finish = [&](__m256i sum, int row, int half) {
+    const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_loadu_ps(w_scale + 8 * half));
+    float* to = acc + row * kPanel + 8 * half;
+    __m256 now = _mm256_fmadd_ps(scaled, _mm256_set1_ps(x_scale[row]), _mm256_loadu_ps(to));
+    if (minimum) now = _mm256_fmadd_ps(_mm256_loadu_ps(minimum + 8 * half), _mm256_set1_ps(total[row]), now);
+    _mm256_storeu_ps(to, now);
+  };
+  ((finish(low[kRow], kRow, 0), finish(high[kRow], kRow, 1)), ...);
+}
+
+template <size_t kRows>
+void accumulate_some(const int16_t* wide, int quads, const float* w_scale, const float* minimum, const int16_t* x,
+                     const float* x_scale, const float* total, float* acc) {
+  accumulate_rows(std::make_index_sequence<kRows>(), wide, quads, w_scale, minimum, x, x_scale, total, acc);
 }
 
 void accumulate(const int8_t* weight, int quads, const float* w_scale, const float* minimum, const int16_t* x,
                 const float* x_scale, const float* total, int rows, float* acc) {
-  int row = 0;
-  for (; row + 4 <= rows; row += 4, x += 4 * kTile, acc += 4 * kPanel)
-    accumulate_rows<4>(weight, quads, w_scale, minimum, x, x_scale + row, total + row, acc);
-  for (; row < rows; ++row, x += kTile, acc += kPanel)
-    accumulate_rows<1>(weight, quads, w_scale, minimum, x, x_scale + row, total + row, acc);
+  constexpr decltype(&accumulate_some<1>) kSome[] = {nullptr,            accumulate_some<1>, accumulate_some<2>,
+                                                     accumulate_some<3>, accumulate_some<4>, accumulate_some<5>};
+  constexpr int kMost = 5;
+  alignas(32) int16_t wide[kPanel * kTile];
+  widen(weight, quads, wide);
+  for (int row = 0; row < rows; row += kMost, x += kMost * kTile, acc += kMost * kPanel)
+    kSome[std::min(kMost, rows - row)](wide, quads, w_scale, minimum, x, x_scale + row, total + row, acc);
 }
 
-float quantize(const float* x, int16_t* q) {
+float sum_of(__m256 x) { return _mm_cvtss_f32(avx2::sums(x, x, x, x)); }
+int32_t sum_of(__m256i x) {
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0b01001110));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0b10110001)));
+}
+
+Part quantize(const float* x, int16_t* q, float* left) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   __m256 most = _mm256_setzero_ps();
   for (int i = 0; i < kTile; i += 8) most = _mm256_max_ps(most, _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)));
-  alignas(32) float lanes[8];
-  _mm256_store_ps(lanes, most);
-  float peak = 0;
-  for (float lane : lanes) peak = lane > peak ? lane : peak;
+  float peak = avx2::largest_of(most);
   if (!(peak > 1e-30f)) peak = 0;  // 32767 / peak would overflow
-  const __m256 inverse = _mm256_set1_ps(peak > 0 ? 32767.0f / peak : 0);
-  for (int i = 0; i < kTile; i += 16) {
-    const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), inverse));
-    const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8), inverse));
-    const __m256i quads = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0b11011000);
-    const __m256i order = _mm256_broadcastsi128_si256(  // 0 2 1 3 of every four
-        _mm_set_epi8(15, 14, 11, 10, 13, 12, 9, 8, 7, 6, 3, 2, 5, 4, 1, 0));
-    store(q + i, _mm256_shuffle_epi8(quads, order));
+  Part part{peak / 32767.0f, {}, {}, 0};
+  const __m256 inverse = _mm256_set1_ps(peak > 0 ? 32767.0f / peak : 0), scale = _mm256_set1_ps(part.scale);
+  const __m256i order = _mm256_broadcastsi128_si256(  // 0 2 1 3 of every four
+      _mm_set_epi8(15, 14, 11, 10, 13, 12, 9, 8, 7, 6, 3, 2, 5, 4, 1, 0));
+  __m256 squares = _mm256_setzero_ps();
+  for (int half = 0; half < 2; ++half) {
+    __m256 sum = _mm256_setzero_ps();
+    __m256i codes = _mm256_setzero_si256();
+    for (int i = kTile / 2 * half; i < kTile / 2 * (half + 1); i += 16) {
+      const __m256 v = _mm256_loadu_ps(x + i), w = _mm256_loadu_ps(x + i + 8);
+      const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse)), b = _mm256_cvtps_epi32(_mm256_mul_ps(w, inverse));
+      const __m256i quads = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0b11011000);
+      store(q + i, _mm256_shuffle_epi8(quads, order));
+      if (left) {
+        _mm256_storeu_ps(left + i, _mm256_fnmadd_ps(scale, _mm256_cvtepi32_ps(a), v));
+        _mm256_storeu_ps(left + i + 8, _mm256_fnmadd_ps(scale, _mm256_cvtepi32_ps(b), w));
+      }
+      sum = _mm256_add_ps(sum, _mm256_add_ps(v, w));
+      codes = _mm256_add_epi32(codes, _mm256_add_epi32(a, b));
+      squares = _mm256_fmadd_ps(v, v, _mm256_fmadd_ps(w, w, squares));
+    }
+    part.sum[half] = sum_of(sum);
+    part.codes[half] = sum_of(codes);
   }
-  return peak / 32767.0f;
+  part.squares = sum_of(squares);
+  return part;
 }
 
 float half1(uint16_t h) { return _cvtsh_ss(h); }
@@ -180,7 +249,8 @@ void from_half(const uint16_t* x, float* y, int n) {
 
 }  // namespace
 
-const Isa kAvx2 = {"avx2",        avx2::decode,       unpack,     accumulate,      quantize, avx2::scores, avx2::mix,
+const Isa kAvx2 = {"avx2",       avx2::decoder, avx2::arrange, unpack,
+                   accumulate,   quantize,      avx2::scores,  avx2::mix,
                    avx2::largest, avx2::exponentials, avx2::silu, avx2::gelu_tanh, to_half,  from_half};
 
 }  // namespace edgellm

@@ -1,0 +1,33 @@
+// Loads and sums that the AVX2 kernels share.
+#pragma once
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "kernels/cpu/isa.h"
+
+namespace edgellm::avx2 {
+
+constexpr int kAhead = 2048;  // bytes: hardware prefetchers stop at a page's end
+
+inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline __m256 half8(const void* p) { return _mm256_cvtph_ps(load16(p)); }
+inline __m256i pair(const int16_t* x) {  // two activations in every int32 lane
+  int32_t both;
+  std::memcpy(&both, x, 4);
+  return _mm256_set1_epi32(both);
+}
+template <int kBytes>
+void prefetch(const uint8_t* p) {
+  for (int i = 0; i < kBytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
+}
+// Keeps a sum in its register: compilers otherwise gather the additions at a loop's end and spill what waits for them.
+inline void keep(__m256i& sum) {
+  __m256i kept = sum;  // an array that assembly refers to would stay in memory
+  __asm__("" : "+x"(kept));
+  sum = kept;
+}
+inline void add(__m256i& sum, __m256i a, __m256i x) { sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, x)); }
+
+}  // namespace edgellm::avx2
