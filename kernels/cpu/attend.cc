@@ -20,7 +20,7 @@
 namespace edgellm {
 namespace {
 
-constexpr int64_t kBlock = 64;     // slots widened to float32 at once: keys and values of 64 dimensions stay in L1
+constexpr int64_t kBlock = 32;     // slots widened to float32 at once: keys and values of 64 dimensions stay in L1
 constexpr int64_t kSegment = 256;  // slots a task of decoding
 constexpr int64_t kRows = 24;      // query rows (tokens times heads of a group) a task of prefill
 constexpr int64_t kInline = 1 << 16;  // multiplications that are not worth waking a thread for

@@ -1,10 +1,8 @@
 // Attention's products and exponentials with AVX2, and the activations that need exponentials.
 #pragma once
-#include <immintrin.h>
-
 #include <cmath>
 
-#include "kernels/layout.h"
+#include "kernels/cpu/avx2/vectors.h"
 
 namespace edgellm::avx2 {
 
@@ -32,27 +30,25 @@ inline __m128 sums(__m256 a, __m256 b, __m256 c, __m256 d) {
 template <int kRows, int kSlots>
 void scores_tile(const float* q, const float* key, int dim, float* s, int stride) {
   __m256 sum[kRows][kSlots];
-  for (auto& row : sum)
-    for (auto& one : row) one = _mm256_setzero_ps();
+  unrolled<kRows>([&](auto row) { unrolled<kSlots>([&](auto j) { sum[row][j] = _mm256_setzero_ps(); }); });
   int i = 0;
   for (; i + 8 <= dim; i += 8) {
     __m256 x[kRows];
-    for (int row = 0; row < kRows; ++row) x[row] = _mm256_loadu_ps(q + row * dim + i);
-    for (int j = 0; j < kSlots; ++j) {
+    unrolled<kRows>([&](auto row) { x[row] = _mm256_loadu_ps(q + row * dim + i); });
+    unrolled<kSlots>([&](auto j) {
       const __m256 k = _mm256_loadu_ps(key + j * dim + i);
-      for (int row = 0; row < kRows; ++row) sum[row][j] = _mm256_fmadd_ps(x[row], k, sum[row][j]);
-    }
+      unrolled<kRows>([&](auto row) { sum[row][j] = _mm256_fmadd_ps(x[row], k, sum[row][j]); });
+    });
   }
-  for (int row = 0; row < kRows; ++row) {
-    const __m256* one = sum[row];
+  unrolled<kRows>([&](auto row) {
     float* to = s + row * stride;
     if constexpr (kSlots == 4)
-      _mm_storeu_ps(to, sums(one[0], one[1], one[2], one[3]));
+      _mm_storeu_ps(to, sums(sum[row][0], sum[row][1], sum[row][2], sum[row][3]));
     else
-      _mm_store_ss(to, sums(one[0], one[0], one[0], one[0]));
+      _mm_store_ss(to, sums(sum[row][0], sum[row][0], sum[row][0], sum[row][0]));
     for (int j = 0; j < kSlots; ++j)
       for (int rest = i; rest < dim; ++rest) to[j] += q[row * dim + rest] * key[j * dim + rest];
-  }
+  });
 }
 
 template <int kRows>
@@ -72,18 +68,20 @@ inline void scores(const float* q, int rows, const float* key, int n, int dim, f
 template <int kRows, int kWide>
 void mix_tile(const float* p, int stride, const float* value, int n, int dim, float* y) {
   __m256 sum[kRows][kWide];
-  for (int row = 0; row < kRows; ++row)
-    for (int i = 0; i < kWide; ++i) sum[row][i] = _mm256_loadu_ps(y + row * dim + 8 * i);
+  unrolled<kRows>([&](auto row) {
+    unrolled<kWide>([&](auto i) { sum[row][i] = _mm256_loadu_ps(y + row * dim + 8 * i); });
+  });
   for (int j = 0; j < n; ++j) {
     __m256 weight[kRows];
-    for (int row = 0; row < kRows; ++row) weight[row] = _mm256_broadcast_ss(p + row * stride + j);
-    for (int i = 0; i < kWide; ++i) {
+    unrolled<kRows>([&](auto row) { weight[row] = _mm256_broadcast_ss(p + row * stride + j); });
+    unrolled<kWide>([&](auto i) {
       const __m256 v = _mm256_loadu_ps(value + j * dim + 8 * i);
-      for (int row = 0; row < kRows; ++row) sum[row][i] = _mm256_fmadd_ps(weight[row], v, sum[row][i]);
-    }
+      unrolled<kRows>([&](auto row) { sum[row][i] = _mm256_fmadd_ps(weight[row], v, sum[row][i]); });
+    });
   }
-  for (int row = 0; row < kRows; ++row)
-    for (int i = 0; i < kWide; ++i) _mm256_storeu_ps(y + row * dim + 8 * i, sum[row][i]);
+  unrolled<kRows>([&](auto row) {
+    unrolled<kWide>([&](auto i) { _mm256_storeu_ps(y + row * dim + 8 * i, sum[row][i]); });
+  });
 }
 
 template <int kRows>

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <utility>
 
 #include "kernels/cpu/isa.h"
 
@@ -22,6 +23,17 @@ template <int kBytes>
 void prefetch(const uint8_t* p) {
   for (int i = 0; i < kBytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
 }
+// body(0), ..., body(kCount - 1), the index a constant: arrays of sums indexed by it stay in registers, where those that
+// a loop runs over are stored each time around.
+template <class Body, int... kIndex>
+inline void unrolled(std::integer_sequence<int, kIndex...>, Body body) {
+  (body(std::integral_constant<int, kIndex>()), ...);
+}
+template <int kCount, class Body>
+inline void unrolled(Body body) {
+  unrolled(std::make_integer_sequence<int, kCount>(), body);
+}
+
 // Keeps a sum in its register: compilers otherwise gather the additions at a loop's end and spill what waits for them.
 inline void keep(__m256i& sum) {
   __m256i kept = sum;  // an array that assembly refers to would stay in memory
