@@ -58,7 +58,7 @@ struct Task {
   const Attention& a;
   const KVCache& cache;
   const Seen& seen;
-  const Queries& queries;
+  const Tokens& run;
   int64_t head, first, tokens;
 
   int64_t group() const { return a.heads / a.kv_heads; }
@@ -69,10 +69,9 @@ struct Task {
   std::vector<float> rotated() const {
     std::vector<float> q(size_t(rows() * a.head_dim));
     for (int64_t row = 0; row < rows(); ++row) {
-      const int64_t t = first + row / group(), from = t * a.heads + head * group() + row % group();
+      const int64_t t = first + row / group();
       float* to = &q[size_t(row * a.head_dim)];
-      rotate(queries.q + from * a.head_dim, queries.cos + t * queries.half, queries.sin + t * queries.half,
-             queries.half, a.head_dim, to);
+      turn(a, run, t, head_of(a, run, t, head * group() + row % group()), run.q_norm, to);
       for (int64_t i = 0; i < a.head_dim; ++i) to[i] *= a.scale;
     }
     return q;
@@ -105,7 +104,7 @@ struct Task {
     isa.from_half(cache.value + at, value.data() + to * dim, int(n * dim));
   }
 
-  int64_t oldest(int64_t t) const { return queries.positions[t] - a.window + 1; }
+  int64_t oldest(int64_t t) const { return run.positions[t] - a.window + 1; }
 
   // Whether any token of the task sees any of these slots.
   bool near(int64_t from, int64_t n) const {
@@ -137,14 +136,14 @@ struct Task {
 
 }  // namespace
 
-void attend(const Attention& a, const KVCache& cache, const Seen& seen, const Queries& queries, float* y,
+void attend(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens, float* y,
             const Pool& pool) {
   const Isa& isa = edgellm::isa();
   const int64_t dim = a.head_dim, group = a.heads / a.kv_heads, per_task = std::max<int64_t>(1, kRows / group);
   const int64_t runs = (seen.steps + per_task - 1) / per_task;
   auto task = [&](int64_t head, int64_t run) {
     const int64_t first = run * per_task;
-    return Task{a, cache, seen, queries, head, first, std::min(per_task, seen.steps - first)};
+    return Task{a, cache, seen, tokens, head, first, std::min(per_task, seen.steps - first)};
   };
   auto write = [&](const Task& t, const Partial& sum) {
     for (int64_t row = 0; row < t.rows(); ++row) {

@@ -51,9 +51,9 @@ def cases() -> bytes:
         shape = (kv_heads, capacity, dim)
         cache = Cache(*(rng.normal(size=shape).astype(np.float16) for _ in "kv"), np.zeros(shape[:2], np.int32))
         cache.position[:] = np.r_[0:12, 12:16, 0:4]
-        draw = [rng.normal(size=(steps, n * dim)).astype(np.float32) for n in (heads, kv_heads, kv_heads)]
+        qkv = rng.normal(size=(steps, (heads + 2 * kv_heads) * dim)).astype(np.float32)
         angle = rng.normal(size=(steps, dim // 2)).astype(np.float32)
-        inputs = [*draw, np.cos(angle), np.sin(angle), np.arange(16, 20)]
+        inputs = [qkv, np.cos(angle), np.sin(angle), np.arange(16, 20)]
         control = np.array([12, 4, budget, 2, reference.WINDOW])
         before = [cache.key.tobytes(), cache.value.tobytes(), cache.position.tobytes()]
         y = reference.pruned_kv_attention(*inputs, control, cache, dim**-0.5, window, softcap)

@@ -91,6 +91,22 @@ def test_bias_and_residual_are_added(isa: str, given: tuple[str, ...], rows: int
         run("NMMatMul", inputs, ["float32"], **f.attributes(), activation="none")
 
 
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("activation", ["none", "silu"])
+def test_rows_are_normed_first(isa: str, activation: str, rows: int) -> None:
+    rng = np.random.default_rng(0)
+    f = Format(32, 192, 4, 64)
+    tiles = pack(random_matrix(rng, f))
+    x = (100 * rng.normal(size=(rows, 192))).astype(np.float32)
+    norm = rng.normal(1, 0.5, 192).astype(np.float32)
+    settings = f.attributes() | {"activation": activation}
+    (got,) = run("NMMatMul", [x, tiles, None, None, norm], ["float32"], **settings, epsilon=1e-3)
+    expected = reference.nm_matmul(x, tiles, f, activation, norm=norm, epsilon=1e-3)
+    np.testing.assert_allclose(got, expected, atol=5e-4 * np.abs(expected).max())
+    with pytest.raises(Exception, match="NMMatMul: norm is not"):
+        run("NMMatMul", [x, tiles, None, None, norm[1:]], ["float32"], **settings)
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize("n_out", [32, 96])
 def test_matmul_with_an_activation(isa: str, activation: str, n_out: int) -> None:

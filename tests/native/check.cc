@@ -56,8 +56,7 @@ bool run(const std::vector<int64_t>& h) {
   // heads, kv_heads, head_dim, steps, capacity, half, window, softcap, then control
   const edgellm::Attention a{h[1], h[2], h[3], 1 / std::sqrt(float(h[3])), h[7], float(h[8])};
   const int64_t steps = h[4], capacity = h[5], half = h[6];
-  const auto q = take<float>(steps * a.heads * a.head_dim), k = take<float>(steps * a.kv_heads * a.head_dim);
-  const auto v = take<float>(steps * a.kv_heads * a.head_dim);
+  const auto qkv = take<float>(steps * (a.heads + 2 * a.kv_heads) * a.head_dim);
   const auto cos = take<float>(steps * half), sin = take<float>(steps * half);
   const auto positions = take<int64_t>(steps);
   auto key = take<uint16_t>(a.kv_heads * capacity * a.head_dim), value = take<uint16_t>(a.kv_heads * capacity * a.head_dim);
@@ -65,8 +64,8 @@ bool run(const std::vector<int64_t>& h) {
   const auto expected = take<float>(steps * a.heads * a.head_dim);
   std::vector<float> y(expected.size());
   const char* why = edgellm::pruned_kv_attention(
-      a, {h[9], h[10], h[11], h[12], h[13]}, q.data(), k.data(), v.data(), cos.data(), sin.data(), half,
-      positions.data(), steps, {key.data(), value.data(), position.data(), capacity}, y.data(), kSerial);
+      a, {h[9], h[10], h[11], h[12], h[13]}, {qkv.data(), cos.data(), sin.data(), half, positions.data(), steps},
+      {key.data(), value.data(), position.data(), capacity}, y.data(), kSerial);
   return !why && close(y, expected);
 }
 
