@@ -14,6 +14,7 @@ from edgellm.runtime.errors import UsageError
 
 POLICIES = {"full": 0, "window": 1}
 SINKS = 4  # StreamingLLM (arXiv:2309.17453) keeps the first four tokens
+CONTROL = 5  # numbers in the graph's control input
 FORMS = "Expected full, full:BUDGET or window:BUDGET, e.g. --kv window:512"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgellm.export.pack import pack
-from edgellm.kernels import reference
+from edgellm.kernels import reference, sample_reference
 from edgellm.kernels.layout import Format
 from edgellm.kernels.reference import Cache
 from tests.conftest import ROOT
@@ -59,6 +59,19 @@ def cases() -> bytes:
         y = reference.pruned_kv_attention(*inputs, control, cache, dim**-0.5, window, softcap)
         sizes = header(2, heads, kv_heads, dim, steps, capacity, dim // 2, window, softcap, *control)
         parts += [sizes, *(i.tobytes() for i in inputs), *before, y.tobytes()]
+    for size in (1, 300, 5000):
+        logits = rng.normal(size=size).astype(np.float32) * 3
+        seen = np.arange(size // 3, size // 2)
+        for temperature, top_k, top_p, min_p in (
+            (0, 0, 1, 0), (1, 0, 1, 0), (1, 0, 0.9, 0), (0.7, 40, 0.9, 0.05), (1, 0, 1, 0.1), (1, 2000, 1, 0)
+        ):  # fmt: skip
+            settings = (temperature, top_k, top_p, min_p, 1.3)
+            uniform = rng.random()
+            token = sample_reference.sample(logits, *settings, seen.tolist(), uniform)
+            real = np.array([temperature, top_p, min_p, 1.3, uniform, *sample_reference.uncertainty(logits)])
+            parts += [header(3, size, len(seen), top_k, token), real.tobytes(), logits.tobytes(), seen.tobytes()]
+        logits[-1] = np.nan
+        parts += [header(3, size, 0, 0, -1), np.ones(8).tobytes(), logits.tobytes()]
     return b"".join(parts)
 
 

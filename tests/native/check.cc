@@ -2,13 +2,14 @@
 // tests/kernels/test_native.py wrote with the NumPy reference, runs them, compares. Prints "N passed, M failed".
 //
 // A case: int64 header[16], then float/int64/uint8 arrays in the order read below. header[0]: 0 NMMatMul, 1 QuantGather,
-// 2 PrunedKVAttention.
+// 2 PrunedKVAttention, 3 sample and uncertainty.
 #include <cmath>
 #include <cstdio>
 #include <vector>
 
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/operators.h"
+#include "kernels/cpu/sample.h"
 
 namespace {
 
@@ -35,6 +36,20 @@ bool close(const std::vector<float>& got, const std::vector<float>& expected) {
   return error <= 2e-3 * size;
 }
 
+bool check_sample(const std::vector<int64_t>& h) {
+  // size, seen, top_k and the token; then temperature, top_p, min_p, penalty, uniform and the three of Uncertainty
+  const auto r = take<double>(8);
+  const auto logits = take<float>(h[1]);
+  const auto seen = take<int64_t>(h[2]);
+  const edgellm::Sampling how{r[0], h[3], r[1], r[2], r[3]};
+  const int64_t token = edgellm::sample(logits.data(), h[1], how, {seen.data(), h[2]}, r[4]);
+  const auto found = edgellm::uncertainty(logits.data(), h[1]);
+  const auto near = [](double got, double want) { return std::fabs(got - want) <= 1e-5 * (1 + std::fabs(want)); };
+  if (token != h[4]) return false;
+  if (token < 0) return std::isnan(found.entropy) && std::isnan(found.log_sum_exp) && std::isnan(found.top_probability);
+  return near(found.entropy, r[5]) && near(found.log_sum_exp, r[6]) && near(found.top_probability, r[7]);
+}
+
 bool run(const std::vector<int64_t>& h) {
   const edgellm::Format f{h[1], h[2], h[3], h[4], h[5] != 0, h[6], h[7], h[8] != 0};
   if (h[0] == 0) {
@@ -53,6 +68,7 @@ bool run(const std::vector<int64_t>& h) {
     std::vector<float> y(expected.size());
     return edgellm::quant_gather(f, ids.data(), h[9], tiles.data(), y.data(), kSerial) && close(y, expected);
   }
+  if (h[0] == 3) return check_sample(h);
   // heads, kv_heads, head_dim, steps, capacity, half, window, softcap, then control
   const edgellm::Attention a{h[1], h[2], h[3], 1 / std::sqrt(float(h[3])), h[7], float(h[8])};
   const int64_t steps = h[4], capacity = h[5], half = h[6];
