@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 import click
@@ -79,14 +78,24 @@ def fail(error: EdgellmError) -> NoReturn:
 
 def tool_version() -> str:
     """The installed version of edgellm, "unknown" for a bare source tree."""
+    from importlib.metadata import PackageNotFoundError, version  # late: it takes as long as click itself
+
     try:
         return version("edgellm")
     except PackageNotFoundError:
         return "unknown"
 
 
+def _say_version(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(f"edgellm, version {tool_version()}")
+        context.exit()
+
+
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(tool_version(), prog_name="edgellm")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_say_version, help="Show the version and exit."
+)
 def main() -> None:
     """Put a language model on a small device: export a bundle, then run it without torch.
 
