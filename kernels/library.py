@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 LOWEST_ORT_API = 17
 """The lowest ONNX Runtime API version that has every entry the library uses (kernels/ort/abi.h)."""
@@ -29,6 +32,8 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(library_path()))
     library.edgellm_instruction_set.restype = ctypes.c_char_p
     library.edgellm_use_instruction_set.argtypes = [ctypes.c_char_p]
+    library.edgellm_read_bytes.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    library.edgellm_read_bytes.restype = ctypes.c_uint64
     return library
 
 
@@ -40,3 +45,13 @@ def instruction_set() -> str:
 def use_instruction_set(name: str) -> bool:
     """Switch to other micro-kernels, for comparing them; False when this processor or build has none of that name."""
     return bool(_library().edgellm_use_instruction_set(name.encode()))
+
+
+def read_bytes(memory: NDArray[Any]) -> int:
+    """Read a contiguous array once, at memory speed; the sum modulo 2**64 of its 64-bit words, and of its last bytes.
+
+    The GIL is free meanwhile, so that threads read side by side.
+    """
+    if not memory.flags.c_contiguous:
+        raise ValueError("read_bytes needs a contiguous array")
+    return int(_library().edgellm_read_bytes(memory.ctypes.data, memory.nbytes))
