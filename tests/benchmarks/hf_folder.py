@@ -13,7 +13,7 @@ import click
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-# Where a kind of layer has a rotation of its own (Gemma 3), transformers 5 nests them; the builder of ONNX Runtime GenAI
+# Where a kind of layer has a rotation of its own (Gemma 3), transformers 5 nests them; ONNX Runtime GenAI's builder
 # looks for these two names, and copies to the configuration what lies flat beside them.
 ROPE = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
 

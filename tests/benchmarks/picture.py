@@ -14,10 +14,12 @@ def draw(facts: dict[str, Any], path: Path) -> None:
     """A PNG of the medians so far; nothing where there are none."""
     rows = facts["contenders"]
     cases = list(dict.fromkeys(name for row in rows.values() for name in row["cases"]))
-    panels = [(f"decode after {case} tokens, tokens/s", case, "decode_tokens_per_s", 1.0)
-              for case in cases if not case.startswith("prefill")]  # fmt: skip
-    panels += [(f"{case} tokens, tokens/s", case, "prefill_tokens_per_s", 1.0)
-               for case in cases if case.startswith("prefill")]  # fmt: skip
+    panels = [
+        (f"{case} tokens/s", case, "prefill_tokens_per_s", 1.0)
+        if case.startswith("prefill")
+        else (f"decode after {case}, tokens/s", case, "decode_tokens_per_s", 1.0)
+        for case in cases
+    ]
     panels += [
         ("start to first token, s", cases[0], "start_s", 1.0),
         ("peak memory, MB", cases[0], "peak_rss_bytes", 1e6),
