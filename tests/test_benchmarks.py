@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from click.testing import CliRunner
 
@@ -21,6 +22,7 @@ from tests.benchmarks.contenders import Contender, ours, peers
 from tests.benchmarks.peers import protocol
 from tests.benchmarks.process import Failed, ask, busy_neighbour
 from tests.benchmarks.rounds import interleave, medians, ratios, share
+from tests.benchmarks.tied_gguf import EMBEDDING, tied
 from tests.bundles import make_bundle
 
 FAKE = """
@@ -171,6 +173,7 @@ def test_ours_runs_as_a_peer(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_made_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_files, "OUT", tmp_path)
+    monkeypatch.setattr(peer_files, "tied", lambda source, out: source)
 
     def breaks(source: Path, out: Path) -> None:
         out.mkdir()
@@ -187,6 +190,29 @@ def test_what_cannot_be_made_is_told_and_leaves_nothing(tmp_path: Path, monkeypa
         assert peer_files.make_all(tmp_path / "model.gguf", files) == {"bad": "no such architecture"}
     assert len(made) == 1
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["good"]
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_a_matrix_stored_twice_is_stored_once(tiny_gguf: Path, tmp_path: Path, twice: bool) -> None:
+    reader = gguf.GGUFReader(tiny_gguf)
+    source, out = tmp_path / "twice.gguf", tmp_path / "tied/once.gguf"
+    writer = gguf.GGUFWriter(source, "llama")
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    embedding = next(tensor for tensor in reader.tensors if tensor.name == EMBEDDING)
+    head = gguf.quants.dequantize(embedding.data, embedding.tensor_type)
+    writer.add_tensor("output.weight", head if twice else head[::-1].copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert tied(tiny_gguf, out) == tiny_gguf
+    assert tied(source, out) == (out if twice else source)
+    if twice:
+        found = {tensor.name: tensor for tensor in gguf.GGUFReader(out).tensors}
+        assert "output.weight" not in found
+        assert found[EMBEDDING].tensor_type == gguf.GGMLQuantizationType.F32
+        assert len(found) == len(reader.tensors)
 
 
 def test_every_peer_has_a_runner_and_a_file_to_make() -> None:

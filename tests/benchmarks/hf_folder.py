@@ -25,13 +25,6 @@ def main(source: Path, out: Path) -> None:
     where: dict[str, Any] = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(**where)
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    apart = head.weight.data_ptr() != embedding.weight.data_ptr()
-    if apart and torch.nn.functional.mse_loss(head.weight, embedding.weight) < 1e-3 * embedding.weight.var():
-        # One matrix, stored twice at two precisions (Qwen2.5-Coder): the head is the better copy.
-        embedding.weight.data = head.weight.data
-        model.config.tie_word_embeddings = True
-        model.tie_weights()
     # A model read from GGUF counts as quantized, and quantized models are not saved.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import click
 
+from tests.benchmarks.tied_gguf import tied
+
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / "build/peers"
 PYTHON = PEERS / "bin/python"
@@ -127,6 +129,8 @@ def make_all(source: Path, files: dict[str, Make] = FILES) -> dict[str, str]:
     """Make what is missing; why not, by file, for what could not be made. Half-made files do not stay."""
     folder = OUT / source.stem
     folder.mkdir(parents=True, exist_ok=True)
+    if not all((folder / name).exists() for name in files):
+        source = tied(source, folder / "tied" / source.name)
     failed: dict[str, str] = {}
     for name, make in files.items():
         out, partial = folder / name, folder / f"partial-{name}"

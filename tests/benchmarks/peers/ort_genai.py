@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.peers.protocol import serve, surprise
@@ -43,7 +44,9 @@ def load(model: str, threads: int, tokens: int, settings: dict[str, Any]) -> Ort
     api.disable_telemetry_events()
     config = api.Config(model)
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
-    return OrtGenai(api, api.Model(config), tokens)
+    decoder = json.loads((Path(model) / "genai_config.json").read_text())["model"]["decoder"]
+    window = decoder.get("sliding_window", {}).get("window_size", 0)  # the least a cache may hold
+    return OrtGenai(api, api.Model(config), max(tokens, window))
 
 
 if __name__ == "__main__":
