@@ -88,9 +88,14 @@ class CacheLayout:
         return found
 
     @property
+    def slot_bytes(self) -> int:
+        """Bytes of one token's slots in all layers."""
+        return self.layers * self.kv_heads * (2 * self.head_dim * 2 + 4)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        return self.layers * self.kv_heads * self.capacity * (2 * self.head_dim * 2 + 4)
+        return self.capacity * self.slot_bytes
 
 
 @dataclass

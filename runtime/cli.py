@@ -16,6 +16,7 @@ VERBS = {
     "chat": ("edgellm.runtime.commands.chat:command", "Talk with the model."),
     "cache-prompt": ("edgellm.runtime.commands.cache_prompt:command", "Save a prompt's KV cache to a file."),
     "eval": ("edgellm.runtime.commands.eval:command", "Perplexity and bits per byte of a text."),
+    "bench": ("edgellm.runtime.commands.bench:command", "How fast a bundle is here, and how near to the bound."),
     "inspect": ("edgellm.runtime.commands.inspect:command", "What a bundle holds, and its sizes."),
     "devices": ("edgellm.runtime.commands.devices:command", "Boards that bundles are made for, and this machine."),
     "doctor": ("edgellm.runtime.commands.doctor:command", "Check this machine and installation."),
