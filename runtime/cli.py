@@ -95,7 +95,12 @@ def _say_version(context: click.Context, parameter: click.Parameter, asked: bool
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_say_version, help="Show the version and exit."
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_say_version,
+    help="Show the version and exit.",
 )
 def main() -> None:
     """Put a language model on a small device: export a bundle, then run it without torch.
