@@ -10,6 +10,8 @@ namespace edgellm {
 
 constexpr int kPlace[4] = {0, 2, 1, 3};  // where input i of a quad lies
 
+constexpr int kTop = 127 * 256 + 127;  // the largest code: as 256 * high + low, both fit a signed byte
+
 // One row of activations as a panel reads it. Steps from tile to tile are `rows` entries: rows lie side by side.
 struct Row {
   const int16_t* q;      // [tile][rows][64], arranged
@@ -51,7 +53,7 @@ struct Isa {
   void (*accumulate)(const int8_t* weight, int quads, const float* w_scale, const float* minimum, const int16_t* x,
                      const float* x_scale, const float* sum, int rows, float* acc);
 
-  // q[4j + kPlace[i]] = round(x[4j + i] / scale) for 64 inputs, scale = max|x| / 32767.
+  // q[4j + kPlace[i]] = round(x[4j + i] / scale) for 64 inputs, scale = max|x| / kTop.
   // left, unless null, becomes x - scale * code, in the order of x.
   Part (*quantize)(const float* x, int16_t* q, float* left);
 

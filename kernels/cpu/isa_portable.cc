@@ -73,11 +73,11 @@ void accumulate(const int8_t* weight, int quads, const float* w_scale, const flo
 Part quantize(const float* x, int16_t* q, float* left) {
   float most = 0;
   for (int i = 0; i < kTile; ++i) most = std::fmax(most, std::fabs(x[i]));
-  if (!(most > 1e-30f)) most = 0;  // 32767 / most would overflow
-  const float inverse = most > 0 ? 32767.0f / most : 0;
-  Part part{most / 32767.0f, {}, {}, 0};
+  if (!(most > 1e-30f)) most = 0;  // kTop / most would overflow
+  const float inverse = most > 0 ? kTop / most : 0;
+  Part part{most / kTop, {}, {}, 0};
   for (int i = 0; i < kTile; ++i) {
-    const auto code = int16_t(std::lrintf(std::fmin(std::fmax(x[i] * inverse, -32767.0f), 32767.0f)));
+    const auto code = int16_t(std::lrintf(std::fmin(std::fmax(x[i] * inverse, float(-kTop)), float(kTop))));
     q[i / 4 * 4 + kPlace[i % 4]] = code;
     if (left) left[i] = x[i] - part.scale * float(code);
     part.sum[2 * i / kTile] += x[i];

@@ -17,7 +17,7 @@ from tests.kernels.test_pack import formats
 def bound(x: np.ndarray, f: Format, tiles: np.ndarray) -> np.ndarray:
     """The error that 16-bit activations may cause: half a step an input, times |w|, and float32's own rounding."""
     weight = np.abs(dequantize(unpack(tiles, f)))
-    step = np.repeat(np.abs(x.reshape(len(x), -1, 64)).max(axis=-1) / 32767, 64, axis=1)
+    step = np.repeat(np.abs(x.reshape(len(x), -1, 64)).max(axis=-1) / 32639, 64, axis=1)
     extent = np.abs(weight).max() if f.zero == "min" else 0  # scale*code and minimum cancel
     return 0.51 * step @ (weight + extent).T + 4e-6 * np.abs(x) @ (weight + extent).T + 1e-30
 
