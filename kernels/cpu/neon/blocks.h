@@ -2,11 +2,17 @@
 //
 //   sum[o] += sum over 8 inputs i of  code[o, i] * x[i],   x as two planes of bytes: every sdot comes twice
 //
-// A table says what 64 weights (dropped ones too) cost: instructions of the ASIMD pipes, bytes, and bytes a cycle where
-// two pipes take one each (Cortex-A76, A78):
+// What 64 weights, dropped ones too, cost with GCC 12: instructions of the ASIMD pipes, bytes, and the cycles that
+// llvm-mca 19 counts for Neoverse N1 (Cortex-A76's twin: two ASIMD pipes, shifts in one of them, two loads), so bytes a
+// cycle. A group's end adds 32 instructions, 20 cycles: 1.3 cycles a row of this table where groups are 64 inputs.
 //
-//   Dense4    12   32   5.3        SparseIn 4   11.5   24   4.2        SparseOut 4   23   24   2.1
-//   Dense8    12   64  10.7        SparseIn 8   10.5   40   7.6        SparseOut 8   22   40   3.6
+//               instructions  bytes  cycles  bytes a cycle
+//   Dense4           12         32     6.0        5.3
+//   Dense8           12         64     6.0       10.6
+//   SparseIn 4       15.5       24     7.0        3.4
+//   SparseIn 8       15         40     7.3        5.5
+//   SparseOut 4      23         24    11.5        2.1
+//   SparseOut 8      22         40    11.0        3.6
 #pragma once
 #include <cstring>
 
@@ -94,8 +100,8 @@ struct SparseIn {
   }
 };
 
-// 2:4 and 4:8 along the output: bits and codes run over [4 inputs][16 outputs], four codes for every eight outputs. Mask
-// bytes pick the byte shuffles that put them in place, two inputs side by side; pairs of inputs then join to quads.
+// 2:4 and 4:8 along the output: bits and codes run over [4 inputs][16 outputs], four codes for every eight outputs.
+// Mask bytes pick the byte shuffles that put them in place, two inputs side by side; pairs of inputs then join to quads.
 template <int kBits>
 struct SparseOut {
   static constexpr int kBytes = 4 * kBits, kMasks = 8, kOffset = 0;

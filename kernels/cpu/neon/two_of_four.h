@@ -3,8 +3,9 @@
 //   sum[o] += sum over quads j, k < 2 of  code[j, o, k] * x[4j + place[j, o, k]]
 //
 // sdot wants four products of one output side by side, and a quad has two: codes and places of two quads join, even
-// quads (0 and 2) and odd ones (1 and 3) of a chunk. One table of 16 bytes a plane then holds all four quads. 64 weights
-// cost 16.5 instructions of the ASIMD pipes, at either width: 24 or 40 bytes, at two a cycle 2.9 or 4.8 bytes.
+// quads (0 and 2) and odd ones (1 and 3) of a chunk. One table of 16 bytes a plane then holds all four quads.
+// Counted as in blocks.h, 64 weights of 4 bits cost 17 instructions and 8.5 cycles for 24 bytes, 2.8 bytes a cycle,
+// those of 8 bits 16.5 and 8.3 for 40 bytes, 4.8 bytes a cycle.
 #pragma once
 #include "kernels/cpu/neon/vectors.h"
 

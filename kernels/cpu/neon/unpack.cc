@@ -1,4 +1,5 @@
-// A tile's codes in quad order, for many rows and for formats without a decoder, with any 64-bit Arm processor's vectors.
+// A tile's codes in quad order, for many rows and for formats without a decoder, with vectors that every 64-bit Arm
+// processor has.
 #include <arm_neon.h>
 
 #include <cstring>
@@ -62,7 +63,8 @@ void unpack_places(const Format& f, const uint8_t* tile, int8_t* weight, int8_t*
       code = vsubq_u8(code, zero);
       for (int i = 0; i < 2; ++i) {  // 4 outputs
         const uint8x16_t first = vaddq_u8(firsts, vdupq_n_u8(uint8_t(8 * i))), second = vaddq_u8(first, one);
-        const uint8x16_t a = vceqq_u8(vqtbl1q_u8(places, first), place), b = vceqq_u8(vqtbl1q_u8(places, second), place);
+        const uint8x16_t a = vceqq_u8(vqtbl1q_u8(places, first), place);
+        const uint8x16_t b = vceqq_u8(vqtbl1q_u8(places, second), place);
         const uint8x16_t w = vorrq_u8(vandq_u8(a, vqtbl1q_u8(code, first)), vandq_u8(b, vqtbl1q_u8(code, second)));
         const int at = 64 * quad + 32 * half + 16 * i;
         vst1q_s8(weight + at, vreinterpretq_s8_u8(w));

@@ -26,7 +26,7 @@ inline uint8x16_t pairs_high(uint8x16_t a, uint8x16_t b) {
   return vreinterpretq_u8_u16(vzip2q_u16(vreinterpretq_u16_u8(a), vreinterpretq_u16_u8(b)));
 }
 
-// Int32 sums of 16 outputs with either plane. A code is at most 128, times 16 or not: 128 * 32639 * 64 stays below 2^31.
+// Int32 sums of 16 outputs with either plane. Codes reach 128, times 16 or not: 128 * 32639 * 64 stays below 2^31.
 struct Sums {
   int32x4_t low[4], high[4];
 
