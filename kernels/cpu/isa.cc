@@ -4,6 +4,10 @@
 #include <atomic>
 #include <cstring>
 
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 namespace edgellm {
 namespace {
 
@@ -11,6 +15,11 @@ bool supported(const Isa& candidate) {
 #if defined(__x86_64__)
   if (&candidate == &kAvx2)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#elif defined(__aarch64__)
+  constexpr unsigned long kDotprod = 1 << 20, kI8mm = 1 << 13;  // HWCAP_ASIMDDP; HWCAP2_I8MM, which old headers lack
+  const bool dotprod = getauxval(AT_HWCAP) & kDotprod;
+  if (&candidate == &kNeonDotprod) return dotprod;
+  if (&candidate == &kNeonI8mm) return dotprod && getauxval(AT_HWCAP2) & kI8mm;
 #endif
   return &candidate == &kPortable;
 }
@@ -19,6 +28,8 @@ bool supported(const Isa& candidate) {
 const Isa* const kAll[] = {
 #if defined(__x86_64__)
     &kAvx2,
+#elif defined(__aarch64__)
+    &kNeonI8mm, &kNeonDotprod,
 #endif
     &kPortable};
 

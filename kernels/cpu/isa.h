@@ -1,8 +1,9 @@
-// The small interface that every instruction set fills in, one folder or file each (isa_portable.cc, avx2/).
+// The small interface that every instruction set fills in, one folder or file each (isa_portable.cc, avx2/, neon/).
 //
 // Activations are int16, one scale per row and 64 inputs; of every four inputs the order is 0 2 1 3 (kPlace), so that
 // the low and the high bytes of 16-bit lanes of packed weights meet pairs of them. A decode kernel that wants another
-// order has its tiles arranged first.
+// order has its tiles arranged first. An instruction set may have another order altogether, where its own quantize,
+// arrange, decoders and accumulate agree: 128 bytes a tile, each half of them one half of its inputs (neon/neon.h).
 #pragma once
 #include "kernels/layout.h"
 
@@ -79,6 +80,8 @@ inline int offset(const Format& f) { return f.minimum && f.bits == 4 ? 0 : f.zer
 extern const Isa kPortable;
 #if defined(__x86_64__)
 extern const Isa kAvx2;
+#elif defined(__aarch64__)
+extern const Isa kNeonDotprod, kNeonI8mm;
 #endif
 
 // The best instruction set this processor has, chosen once; `use` overrides it (tests compare paths), false: not here.

@@ -56,7 +56,7 @@ void expand(const int8_t* kept, uint64_t mask, int8_t* out) {
   for (int i = 0; i < 8; ++i, mask >>= 8) {
     const size_t byte = mask & 255;
     const __m128i values = _mm_loadl_epi64((const __m128i*)kept);
-    _mm_storel_epi64((__m128i*)(out + 8 * i), _mm_shuffle_epi8(values, _mm_cvtsi64_si128(int64_t(avx2::kSpread<0>[byte]))));
+    _mm_storel_epi64((__m128i*)(out + 8 * i), _mm_shuffle_epi8(values, _mm_cvtsi64_si128(int64_t(kSpread<0>[byte]))));
     kept += __builtin_popcountll(byte);
   }
 }
