@@ -62,6 +62,9 @@ struct Isa {
   // the largest of s;  s[j] = exp(s[j] - most), and their sum. q, y [rows][dim], key, value [n][dim]; s and p are `stride` apart.
   void (*scores)(const float* q, int rows, const float* key, int n, int dim, float* s, int stride);
   void (*mix)(const float* p, int stride, int rows, const float* value, int n, int dim, float* y);
+  // The same of key and value in half precision, to the same bits: few rows do not pay for widening them first.
+  void (*scores_half)(const float* q, int rows, const uint16_t* key, int n, int dim, float* s, int stride);
+  void (*mix_half)(const float* p, int stride, int rows, const uint16_t* value, int n, int dim, float* y);
   float (*largest)(const float* s, int n);
   float (*exponentials)(float* s, int n, float most);
 

@@ -113,7 +113,8 @@ int main(int argc, char** argv) {
   if (argc > 2 && !edgellm::use(argv[2])) return std::printf("no %s here\n", argv[2]), 3;
   int passed = 0, failed = 0;
   const std::pair<const char*, bool> kernels[] = {
-      {"scores", edgellm::scores_agree()}, {"mix", edgellm::mix_agrees()}, {"half", edgellm::halves_agree()}};
+      {"scores", edgellm::scores_agree()}, {"mix", edgellm::mix_agrees()}, {"half", edgellm::halves_agree()},
+      {"attention over halves", edgellm::halves_attend_alike()}};
   for (const auto& [what, fine] : kernels) {
     if (!fine) std::printf("%s: another result than the portable path's, or than a row's alone\n", what);
     ++(fine ? passed : failed);

@@ -62,6 +62,26 @@ inline bool mix_agrees() {
   return true;
 }
 
+// Halves give the bits that the same numbers give once they are widened.
+inline bool halves_attend_alike() {
+  for (const int dim : {1, 6, 24, 36, 64, 80}) {
+    const auto q = normals(kMostRows * dim), p = normals(kMostRows * kSlots), drawn = normals(kSlots * dim);
+    std::vector<uint16_t> half(drawn.size());
+    std::vector<float> wide(drawn.size());
+    isa().to_half(drawn.data(), half.data(), int(half.size()));
+    isa().from_half(half.data(), wide.data(), int(half.size()));
+    for (int rows = 1; rows <= kMostRows; ++rows) {
+      std::vector<float> s(size_t(rows * kSlots)), t(s), y(size_t(rows * dim), 1.0f), z(y);
+      isa().scores(q.data(), rows, wide.data(), kSlots, dim, s.data(), kSlots);
+      isa().scores_half(q.data(), rows, half.data(), kSlots, dim, t.data(), kSlots);
+      isa().mix(p.data(), kSlots, rows, wide.data(), kSlots, dim, y.data());
+      isa().mix_half(p.data(), kSlots, rows, half.data(), kSlots, dim, z.data());
+      if (s != t || y != z) return false;
+    }
+  }
+  return true;
+}
+
 // Every half there and back, and floats between two halves.
 inline bool halves_agree() {
   std::vector<uint16_t> halves;

@@ -243,8 +243,21 @@ void from_half(const uint16_t* x, float* y, int n) {
 
 }  // namespace
 
-const Isa kAvx2 = {"avx2",       avx2::decoder, avx2::arrange, unpack,
-                   accumulate,   quantize,      avx2::scores,  avx2::mix,
-                   avx2::largest, avx2::exponentials, avx2::silu, avx2::gelu_tanh, to_half,  from_half};
+const Isa kAvx2 = {"avx2",
+                   avx2::decoder,
+                   avx2::arrange,
+                   unpack,
+                   accumulate,
+                   quantize,
+                   avx2::scores<float>,
+                   avx2::mix<float>,
+                   avx2::scores<uint16_t>,
+                   avx2::mix<uint16_t>,
+                   avx2::largest,
+                   avx2::exponentials,
+                   avx2::silu,
+                   avx2::gelu_tanh,
+                   to_half,
+                   from_half};
 
 }  // namespace edgellm

@@ -31,9 +31,14 @@ float32x4_t exp_or_zero(float32x4_t x) {
   return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(exp4(x)), counts));
 }
 
-// kRows rows by kSlots slots in registers. Every sum has the same order whatever the tile.
-template <int kRows, int kSlots>
-void scores_tile(const float* q, const float* key, int dim, float* s, int stride) {
+float32x4_t load4(const float* x) { return vld1q_f32(x); }
+float32x4_t load4(const uint16_t* x) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x))); }
+float load1(const float* x) { return *x; }
+float load1(const uint16_t* x) { return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(*x))), 0); }
+
+// kRows rows by kSlots slots in registers; T: float, or uint16_t for half precision. Every sum has the same order whatever the tile.
+template <int kRows, int kSlots, typename T>
+void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
   float32x4_t sum[kRows * kSlots];
   repeat<kRows * kSlots>([&](int i) { sum[i] = vdupq_n_f32(0); });
   int i = 0;
@@ -41,19 +46,19 @@ void scores_tile(const float* q, const float* key, int dim, float* s, int stride
     float32x4_t x[kRows];
     repeat<kRows>([&](int row) { x[row] = vld1q_f32(q + row * dim + i); });
     repeat<kSlots>([&](int j) {
-      const float32x4_t k = vld1q_f32(key + j * dim + i);
+      const float32x4_t k = load4(key + j * dim + i);
       repeat<kRows>([&](int row) { sum[row * kSlots + j] = vfmaq_f32(sum[row * kSlots + j], x[row], k); });
     });
   }
   repeat<kRows * kSlots>([&](int at) { s[at / kSlots * stride + at % kSlots] = vaddvq_f32(sum[at]); });
   for (; i < dim; ++i)
     for (int row = 0; row < kRows; ++row)
-      for (int j = 0; j < kSlots; ++j) s[row * stride + j] += q[row * dim + i] * key[j * dim + i];
+      for (int j = 0; j < kSlots; ++j) s[row * stride + j] += q[row * dim + i] * load1(key + j * dim + i);
 }
 
 // Eight sums at least: a multiply-add takes four cycles, and two start in each.
-template <int kRows>
-void scores_rows(const float* q, const float* key, int n, int dim, float* s, int stride) {
+template <int kRows, typename T>
+void scores_rows(const float* q, const T* key, int n, int dim, float* s, int stride) {
   constexpr int kSlots = kRows == 1 ? 8 : 4;
   int j = 0;
   for (; j + kSlots <= n; j += kSlots) scores_tile<kRows, kSlots>(q, key + j * dim, dim, s + j, stride);
@@ -61,42 +66,57 @@ void scores_rows(const float* q, const float* key, int n, int dim, float* s, int
 }
 
 // kRows rows by 4 * kWide dimensions in registers.
-template <int kRows, int kWide>
-void mix_tile(const float* p, int stride, const float* value, int n, int dim, float* y) {
+template <int kRows, int kWide, typename T>
+void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y) {
   float32x4_t sum[kRows * kWide];
   repeat<kRows * kWide>([&](int i) { sum[i] = vld1q_f32(y + i / kWide * dim + i % kWide * 4); });
   for (int j = 0; j < n; ++j)
     repeat<kWide>([&](int i) {
-      const float32x4_t v = vld1q_f32(value + j * dim + 4 * i);
+      const float32x4_t v = load4(value + j * dim + 4 * i);
       repeat<kRows>([&](int row) { sum[row * kWide + i] = vfmaq_n_f32(sum[row * kWide + i], v, p[row * stride + j]); });
     });
   repeat<kRows * kWide>([&](int i) { vst1q_f32(y + i / kWide * dim + i % kWide * 4, sum[i]); });
 }
 
-template <int kRows>
-void mix_rows(const float* p, int stride, const float* value, int n, int dim, float* y) {
+template <int kRows, typename T>
+void mix_rows(const float* p, int stride, const T* value, int n, int dim, float* y) {
   constexpr int kWide = kRows == 1 ? 8 : 4;
   int i = 0;
   for (; i + 4 * kWide <= dim; i += 4 * kWide) mix_tile<kRows, kWide>(p, stride, value + i, n, dim, y + i);
   for (; i + 4 <= dim; i += 4) mix_tile<kRows, 1>(p, stride, value + i, n, dim, y + i);
   for (; i < dim; ++i)
     for (int row = 0; row < kRows; ++row)
-      for (int j = 0; j < n; ++j) y[row * dim + i] += p[row * stride + j] * value[j * dim + i];
+      for (int j = 0; j < n; ++j) y[row * dim + i] += p[row * stride + j] * load1(value + j * dim + i);
+}
+
+template <typename T>
+void scores_of(const float* q, int rows, const T* key, int n, int dim, float* s, int stride) {
+  constexpr decltype(&scores_rows<1, T>) kSome[] = {nullptr, scores_rows<1, T>, scores_rows<2, T>, scores_rows<3, T>,
+                                                    scores_rows<4, T>};
+  for (int row = 0; row < rows; row += kMost)
+    kSome[std::min(kMost, rows - row)](q + row * dim, key, n, dim, s + row * stride, stride);
+}
+
+template <typename T>
+void mix_of(const float* p, int stride, int rows, const T* value, int n, int dim, float* y) {
+  constexpr decltype(&mix_rows<1, T>) kSome[] = {nullptr, mix_rows<1, T>, mix_rows<2, T>, mix_rows<3, T>, mix_rows<4, T>};
+  for (int row = 0; row < rows; row += kMost)
+    kSome[std::min(kMost, rows - row)](p + row * stride, stride, value, n, dim, y + row * dim);
 }
 
 }  // namespace
 
 void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride) {
-  constexpr decltype(&scores_rows<1>) kSome[] = {nullptr, scores_rows<1>, scores_rows<2>, scores_rows<3>,
-                                                 scores_rows<4>};
-  for (int row = 0; row < rows; row += kMost)
-    kSome[std::min(kMost, rows - row)](q + row * dim, key, n, dim, s + row * stride, stride);
+  scores_of(q, rows, key, n, dim, s, stride);
 }
-
 void mix(const float* p, int stride, int rows, const float* value, int n, int dim, float* y) {
-  constexpr decltype(&mix_rows<1>) kSome[] = {nullptr, mix_rows<1>, mix_rows<2>, mix_rows<3>, mix_rows<4>};
-  for (int row = 0; row < rows; row += kMost)
-    kSome[std::min(kMost, rows - row)](p + row * stride, stride, value, n, dim, y + row * dim);
+  mix_of(p, stride, rows, value, n, dim, y);
+}
+void scores_half(const float* q, int rows, const uint16_t* key, int n, int dim, float* s, int stride) {
+  scores_of(q, rows, key, n, dim, s, stride);
+}
+void mix_half(const float* p, int stride, int rows, const uint16_t* value, int n, int dim, float* y) {
+  mix_of(p, stride, rows, value, n, dim, y);
 }
 
 float largest(const float* s, int n) {

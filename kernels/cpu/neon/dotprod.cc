@@ -47,7 +47,7 @@ void accumulate(const int8_t* weight, int quads, const float* w_scale, const flo
 }  // namespace neon
 
 const Isa kNeonDotprod = {"neon_dotprod",   neon::decoder,   neon::arrange,  neon::unpack,       neon::accumulate,
-                          neon::quantize,   neon::scores,    neon::mix,      neon::largest,      neon::exponentials,
+                          neon::quantize,   neon::scores,    neon::mix, neon::scores_half, neon::mix_half,      neon::largest,      neon::exponentials,
                           neon::silu,       neon::gelu_tanh, neon::to_half,  neon::from_half};
 
 }  // namespace edgellm

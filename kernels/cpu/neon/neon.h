@@ -23,6 +23,8 @@ void from_half(const uint16_t* x, float* y, int n);
 
 void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride);
 void mix(const float* p, int stride, int rows, const float* value, int n, int dim, float* y);
+void scores_half(const float* q, int rows, const uint16_t* key, int n, int dim, float* s, int stride);
+void mix_half(const float* p, int stride, int rows, const uint16_t* value, int n, int dim, float* y);
 float largest(const float* s, int n);
 float exponentials(float* s, int n, float most);
 void silu(const float* gate, const float* up, float* y);
