@@ -20,9 +20,9 @@
 namespace edgellm {
 namespace {
 
-constexpr int64_t kBlock = 32;     // slots widened to float32 at once: keys and values of 64 dimensions stay in L1
+constexpr int64_t kBlock = 64;     // slots widened to float32 at once: keys and values of 64 dimensions stay in L1
 constexpr int64_t kFewRows = 8;   // rows that read halves; more share keys and values that were widened once
-constexpr int64_t kSegment = 256;  // slots a task of decoding
+constexpr int64_t kSegment = 512;  // slots a task of decoding
 constexpr int64_t kRows = 24;      // query rows (tokens times heads of a group) a task of prefill
 constexpr int64_t kInline = 1 << 16;  // multiplications that are not worth waking a thread for
 constexpr float kNever = -std::numeric_limits<float>::infinity();
