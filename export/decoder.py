@@ -89,11 +89,13 @@ def block_forward(
     x: Tensor,
     record: Record | None = None,
     cache: KeyValue | None = None,
+    held: torch.dtype = torch.float32,
 ) -> Tensor:
     """One decoder block with causal attention over all of x: [B, T, hidden] -> [B, T, hidden].
 
     record(role, input [B, T, in]) is called with the input of "q" (also k's and v's), "o", "gate" (also up's) and
     "down". With a cache, keys and values are appended to it and x attends to what it held too; positions go on from it.
+    held: what keys and values are rounded to, float16 as in a device's cache.
     """
     batch, length, _ = x.shape
     facts, start = arch.layers_as[layer], cache.length if cache is not None else 0
@@ -116,6 +118,7 @@ def block_forward(
     normed = noted("q", rms_norm(x, weights["attention_norm"], arch.norm_eps))
     cos, sin = rotary(facts.rope, torch.arange(start, start + length))
     query, key, value = rotate(heads("q"), cos, sin), rotate(heads("k"), cos, sin), heads("v")
+    key, value = key.to(held).float(), value.to(held).float()
     if cache is not None:
         end = start + length
         cache.key[:, :, start:end], cache.value[:, :, start:end] = key, value
@@ -135,25 +138,34 @@ def final_norm(arch: Architecture, source: Source, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def propagate(arch: Architecture, layer: int, weights: Block, x: Tensor, record: Record | None = None) -> Tensor:
+def propagate(
+    arch: Architecture,
+    layer: int,
+    weights: Block,
+    x: Tensor,
+    record: Record | None = None,
+    held: torch.dtype = torch.float32,
+) -> Tensor:
     """Push all sequences x [N, T, hidden] through one block, a few at a time, **in place**; returns x."""
     step = max(1, TOKENS_AT_ONCE // max(1, x.shape[1]))
     for start in range(0, x.shape[0], step):
-        x[start : start + step] = block_forward(arch, layer, weights, x[start : start + step], record)
+        x[start : start + step] = block_forward(arch, layer, weights, x[start : start + step], record, held=held)
     return x
 
 
 @torch.no_grad()
-def hidden_states(arch: Architecture, source: Source, ids: list[Tensor]) -> list[Tensor]:
+def hidden_states(
+    arch: Architecture, source: Source, ids: list[Tensor], held: torch.dtype = torch.float32
+) -> list[Tensor]:
     """The last block's output for several batches int64 [N, T] (T may differ): float32 [N, T, hidden] each.
 
-    Every block is loaded once. Memory: one block and the hidden states.
+    Every block is loaded once. Memory: one block and the hidden states. held: see block_forward.
     """
     states = [embed(arch, source, batch) for batch in ids]
     for layer in range(arch.layers):
         block = load_block(arch, source, layer)
         for state in states:
-            propagate(arch, layer, block, state)
+            propagate(arch, layer, block, state, held=held)
         del block  # before the next one is read
     return states
 

@@ -92,6 +92,22 @@ def test_attention_is_causal(tiny_model: Path) -> None:
     torch.testing.assert_close(decoder.block_forward(arch, 1, block, changed)[:, :7], y[:, :7])
 
 
+def test_keys_and_values_can_be_held_in_half_precision(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the device's cache holds them: rotated keys and values are rounded, queries are not."""
+    checkpoint = open_checkpoint(tiny_model)
+    arch, ids = checkpoint.architecture, [torch.arange(1, 20)[None]]
+    got = decoder.hidden_states(arch, checkpoint, ids, held=torch.float16)[0]
+    exact, attend = decoder.hidden_states(arch, checkpoint, ids)[0], decoder.attend
+
+    def rounded(arch, layer, query, key, value, start):  # type: ignore[no-untyped-def]
+        return attend(arch, layer, query, key.half().float(), value.half().float(), start)
+
+    monkeypatch.setattr(decoder, "attend", rounded)
+    assert torch.equal(got, decoder.hidden_states(arch, checkpoint, ids)[0])
+    assert not torch.equal(got, exact)
+    torch.testing.assert_close(got, exact, atol=2e-3, rtol=2e-2)
+
+
 def test_record_sees_the_inputs_of_the_four_kinds(tiny_model: Path) -> None:
     checkpoint = open_checkpoint(tiny_model)
     seen: dict[str, tuple[int, ...]] = {}
