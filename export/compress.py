@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from edgellm.export import prune
-from edgellm.export.architectures import MATRICES, role
+from edgellm.export.architectures import MATRICES, Architecture, role
 from edgellm.export.calibrate import statistics
-from edgellm.export.checkpoint import Checkpoint
+from edgellm.export.checkpoint import Checkpoint, Source
 from edgellm.export.config import ExportConfig
 from edgellm.export.decoder import Block, final_norm, load_block, propagate
 from edgellm.export.hessian import Hessians
@@ -78,16 +78,16 @@ def compress_layer(
     return found, x
 
 
-def read_by_head(checkpoint: Checkpoint, ids: Tensor, name: str) -> Read:
+def read_by_head(arch: Architecture, source: Source, ids: Tensor, name: str) -> Read:
     """What the output head reads in the dense model, for text int64 [N, T], as that of a matrix of this name.
 
     Taken before any layer is compressed: the embedding, which is the head too where they are tied, has to be there
     first, so that the layers can correct what its rounding loses.
     """
-    arch, hessians = checkpoint.architecture, Hessians()
-    x = embed(arch, checkpoint, ids)
+    hessians = Hessians()
+    x = embed(arch, source, ids)
     for layer in range(arch.layers):
-        x = propagate(arch, layer, load_block(arch, checkpoint, layer), x)
+        x = propagate(arch, layer, load_block(arch, source, layer), x)
     for states in x:
-        hessians.add(name, final_norm(arch, checkpoint, states))
+        hessians.add(name, final_norm(arch, source, states))
     return Read({}, hessians)

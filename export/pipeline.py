@@ -141,7 +141,7 @@ def _matrices(writing: _Writing, calibration: Tensor, progress: Progress) -> Non
         if name not in kept:
             coarse = writing.config.calibrates and writing.config.width(name) == 4
             heard = coarse and name == head_name(arch)
-            writing.vocabulary(name, read_by_head(writing.checkpoint, calibration, name) if heard else None)
+            writing.vocabulary(name, read_by_head(arch, writing.checkpoint, calibration, name) if heard else None)
             bundle.keep()
     progress("embedding", 1, 1)
     done = sum(f"layers.{layer}.gate_up" in kept for layer in range(arch.layers))
