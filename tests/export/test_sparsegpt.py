@@ -16,10 +16,10 @@ from edgellm.runtime.errors import EdgellmError, UsageError
 
 
 def case(rows: int = 32, inputs: int = 192) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight, and correlated inputs of very different sizes."""
+    """A weight, and correlated inputs of different sizes."""
     generator = torch.Generator().manual_seed(0)
-    mixing = torch.randn(inputs, inputs, generator=generator) / inputs**0.5 + torch.eye(inputs)
-    x = torch.randn(1000, inputs, generator=generator) @ mixing * torch.rand(inputs, generator=generator)
+    mixing = 2 * torch.randn(inputs, inputs, generator=generator) / inputs**0.5 + torch.eye(inputs)
+    x = torch.randn(1000, inputs, generator=generator) @ mixing * (0.5 + torch.rand(inputs, generator=generator))
     return torch.randn(rows, inputs, generator=generator), x
 
 
