@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.export.quantize import round_searched, round_to_nearest
@@ -25,6 +25,7 @@ def lost(w: torch.Tensor, counts: torch.Tensor, scale: torch.Tensor, minimum: to
     return (counts * (back - w).square()).sum(-1)
 
 
+@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), bits=st.sampled_from([4, 8]), zero=zeros)
 def test_no_group_loses_more_than_by_its_whole_range(seed: int, bits: int, zero: str) -> None:
     w, counts = groups(seed)
