@@ -11,31 +11,36 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from edgellm.export.architectures import Architecture
-from edgellm.export.decoder import TOKENS_AT_ONCE, Block, block_forward
+from edgellm.export.decoder import TOKENS_AT_ONCE, Block, Record, block_forward
+from edgellm.export.hessian import SHARED
 from edgellm.runtime.errors import EdgellmError
 
-_SHARED = {"k": "q", "v": "q", "up": "gate"}  # matrices that read the same input
 _PIECE = 1 << 16  # characters of plain text tokenized at a time
 
 
 @torch.no_grad()
-def statistics(arch: Architecture, layer: int, weights: Block, x: Tensor) -> dict[str, Tensor]:
+def statistics(
+    arch: Architecture, layer: int, weights: Block, x: Tensor, also: Record | None = None
+) -> dict[str, Tensor]:
     """Activation statistics of one block with the weights it has now: role -> float64 [in], for all matrices.
 
     s[c] = sum over sequences of ||X[:, c]||_2^2 / n_seq, X [T, in] one sequence's input of the matrix (A2.1).
     x: float32 [N, T, hidden], the block's input; it is not changed (decoder.propagate moves on to the next block).
+    also: told the same inputs.
     """
     sums: dict[str, Tensor] = {}
 
     def record(role: str, entering: Tensor) -> None:
         squares = entering.double().square().sum(dim=(0, 1))
         sums[role] = sums[role] + squares if role in sums else squares
+        if also is not None:
+            also(role, entering)
 
     step = max(1, TOKENS_AT_ONCE // x.shape[1])
     for start in range(0, x.shape[0], step):
         block_forward(arch, layer, weights, x[start : start + step], record)
     sums = {role: total / x.shape[0] for role, total in sums.items()}
-    return sums | {role: sums[shared] for role, shared in _SHARED.items()}
+    return sums | {role: sums[shared] for role, shared in SHARED.items()}
 
 
 def calibration_ids(tokenizer_json: str, file: Path, sequences: int, length: int) -> Tensor:

@@ -8,12 +8,15 @@ from pathlib import Path
 from edgellm.devices.host import detect
 from edgellm.devices.profile import Device
 from edgellm.export.architectures import Architecture, role
-from edgellm.export.prune import METHODS, SCOPES, axis
+from edgellm.export.prune import METHODS, SCOPES, SWEPT, axis
 from edgellm.kernels.layout import Format
 from edgellm.runtime.cache import KVPolicy, parse_kv
 from edgellm.runtime.errors import EdgellmError, UsageError
 
-GROUP = 64  # inputs a scale when weights are rounded here: 4.25 and 8.25 bits a weight
+# Inputs a scale when weights are rounded here. Dense ones at 4 bits get a minimum too, 4.5 bits a weight in all: groups
+# of 32 without one cost the same and lose a quarter more (SmolLM2). 8.25 bits, and 3.25 for 2:4 at 4, have none.
+GROUP = 64
+RECOVER = ("none", SWEPT)
 HELD_OUT = 4  # sequences for perplexity and parity, never used to calibrate
 FROM_FILE = (64, 512)  # sequences and tokens each that calibrate: 32k tokens
 SELF_WRITTEN = (32, 256)  # the dense model's own text costs a forward pass a token
@@ -22,7 +25,7 @@ ROUNDED = 8  # bits of what is neither stored in a form that a tile can hold nor
 
 @dataclass(frozen=True)
 class Sparsity:
-    """n of every m weights kept, by method "dass" | "wanda" | "magnitude" | "none"."""
+    """n of every m weights kept, by method "dass" | "wanda" | "magnitude" | "sparsegpt" | "none"."""
 
     method: str = "none"
     n: int = 1
@@ -34,8 +37,12 @@ class Sparsity:
         method, *numbers = text.split(":")
         if text == "none":
             return Sparsity()
-        if method not in METHODS or len(numbers) != 2 or not all(n.isascii() and n.isdigit() for n in numbers):
-            known = ", ".join(f"{name}:2:4" for name in METHODS)
+        if (
+            method not in (*METHODS, SWEPT)
+            or len(numbers) != 2
+            or not all(n.isascii() and n.isdigit() for n in numbers)
+        ):
+            known = ", ".join(f"{name}:2:4" for name in (*METHODS, SWEPT))
             raise UsageError(f'sparsity "{text}" is not METHOD:N:M', f"Use none, {known} or another N:M.")
         n, m = (int(number) for number in numbers[:2])
         if m not in (4, 8, 16) or not 0 < n < m:
@@ -50,6 +57,8 @@ class Sparsity:
 class ExportConfig:
     """One export. bits None: keep what the file stores where a tile can hold it, round the rest to 8 bits.
 
+    recover: what wins back the loss: "sparsegpt" (errors are corrected by what is rounded after them, wherever weights
+    are pruned or rounded below 8 bits) | "none" (scales are searched, no more).
     head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: "full" or
     "window:BUDGET", the bundle's default; None: the device's. seed: of the text the model writes itself when
     calibration is None. device: what the bundle must fit.
@@ -65,6 +74,7 @@ class ExportConfig:
     calibration: Path | None = None
     seed: int = 0
     force: bool = False
+    recover: str = SWEPT
     device: Device = field(default_factory=detect)
 
     def __post_init__(self) -> None:
@@ -73,11 +83,32 @@ class ExportConfig:
         for name, bits in (("bits", self.bits), ("head bits", self.head_bits)):
             if bits not in (None, 4, 8):
                 raise UsageError(f"{name} is {bits}", "Use 4 or 8.")
+        if self.recover not in RECOVER:
+            raise UsageError(f'recover "{self.recover}" is unknown', f"Use {' or '.join(RECOVER)}.")
+        if self.sparsity.method == SWEPT and self.recover != SWEPT:
+            raise UsageError(
+                f"{self.sparsity} chooses its mask while it updates weights, and --recover {self.recover} updates none",
+                "Leave --recover out, or use dass, wanda or magnitude.",
+            )
 
     @property
     def calibrates(self) -> bool:
-        """Whether masks need activation statistics."""
-        return self.sparsity.method not in ("none", "magnitude")
+        """Whether the calibration text is run: for masks, updates, and where there is one, for the search of scales."""
+        masks = self.sparsity.method not in ("none", "magnitude")
+        return masks or self.updates or (self._coarse and self.calibration is not None)
+
+    @property
+    def updates(self) -> bool:
+        """Whether any matrix is corrected."""
+        return self.recover != "none" and (self._coarse or self.sparsity.method != "none")
+
+    @property
+    def _coarse(self) -> bool:
+        return 4 in (self.bits, self.head_bits)
+
+    def corrects(self, name: str) -> bool:
+        """Whether later weights of the matrix of this canonical name make good what earlier ones lose."""
+        return self.recover != "none" and (self.prunes(name) or self.width(name) == 4)
 
     def policy(self, context: int) -> KVPolicy:
         """The bundle's default KV policy, for a model of `context` tokens. Raises UsageError."""
@@ -100,11 +131,12 @@ class ExportConfig:
 
     def format(self, name: str, shape: tuple[int, int]) -> Format:
         """The format of a matrix [out, in] that is rounded here. Raises EdgellmError for a size no tile holds."""
-        n, m, along = 1, 1, "in"
+        n, m, along, bits = 1, 1, "in", self.width(name) or ROUNDED
+        zero = "min" if bits == 4 else "symmetric"
         if self.prunes(name):
-            n, m, along = self.sparsity.n, self.sparsity.m, axis(self.sparsity.method, name)
+            n, m, along, zero = self.sparsity.n, self.sparsity.m, axis(self.sparsity.method, name), "symmetric"
         try:
-            return Format(*shape, self.width(name) or ROUNDED, GROUP, "symmetric", n, m, along)
+            return Format(*shape, bits, GROUP, zero, n, m, along)
         except ValueError as error:
             raise EdgellmError(f"{name}: {error}", "This model's sizes do not fit; try another --sparsity.") from None
 

@@ -28,6 +28,7 @@ SESSION = 90 * MIB  # ONNX Runtime, the tokenized text, the cache as far as pari
 FLOPS = 4e10  # of float32 products, a second and core
 READ = 5e9  # bytes a second, of a model that passes once a step
 PACK = 6e-8  # seconds a weight: read, round, pack, write, and read back for parity
+SEARCH, SWEEP = 5e-8, 1.5e-7  # seconds a weight below 8 bits: scales searched; or inside the sweep that corrects
 REREAD = 4e-9  # seconds a weight: from the file to float32
 PARITY_TOKENS = 20 * (24 + 16 + 40) + 20 * 40  # on the runtime, and in torch
 
@@ -68,10 +69,22 @@ def _peak(
     passing = 4 * TOKENS_AT_ONCE * (4 * arch.hidden + 2 * attention + 4 * arch.ff)
     # Beside a block in float32: its codes, scales and masks.
     compress = states + (passing + block * 3 // 2 + UNPACKING if config.calibrates else block // 2 + max(matrices))
+    compress += _hessians(arch) + 4 * max(matrices) if config.updates else 0  # the sweep's targets, errors and values
     positions = 4 * arch.layers * arch.kv_heads * arch.context  # of the full cache that parity runs with
     parity = SESSION + positions + max(reading, LOGITS_AT_ONCE + SLABS + UNPACKING)
     dense = max(reading, block + passing) + 4 * HELD_OUT * length * arch.hidden
     return max([(text, 0), (compress, 0), (parity, weights), (dense, 0)], key=sum)
+
+
+def _inputs(arch: Architecture) -> list[int]:
+    """How many inputs each of a layer's Hessians is of."""
+    return [arch.shape(part)[1] for part in ("q", "o", "gate", "down")]
+
+
+def _hessians(arch: Architecture) -> int:
+    """Bytes: a layer's in float32, and the largest thrice in float64 while it is factored."""
+    sizes = _inputs(arch)
+    return 4 * sum(size * size for size in sizes) + 3 * 8 * max(sizes) ** 2
 
 
 def _seconds(
@@ -79,8 +92,15 @@ def _seconds(
 ) -> float:
     rate = FLOPS * cores / 2 / arch.parameters  # tokens a second through the whole model
     tokens = PARITY_TOKENS + 2 * HELD_OUT * length
-    tokens += 3 * (sequences - HELD_OUT) * length if config.calibrates else 0  # statistics in float64, and on
-    seconds = PACK * arch.parameters + tokens / rate
+    seconds = PACK * arch.parameters
+    if config.calibrates:
+        read = (sequences - HELD_OUT) * length
+        tokens += (3 + (config.head_bits == 4)) * read  # statistics in float64, and on; what the head reads
+        sums = 2 * read * sum(size * size for size in _inputs(arch)) * arch.layers
+        seconds += sums / (FLOPS * cores) if 4 in (config.bits, config.head_bits) or config.updates else 0
+    if config.updates or 4 in (config.bits, config.head_bits):
+        seconds += (SWEEP if config.updates else SEARCH) * arch.parameters
+    seconds += tokens / rate
     if written is not None:
         step = 4 * arch.parameters / READ + written.batch / rate
         step += 0 if written.held else REREAD * arch.parameters

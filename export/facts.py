@@ -73,6 +73,7 @@ def frame(
             "scope": config.scope,
             "bits": config.bits or "as stored",
             "head_bits": config.width("embedding") or "as stored",
+            "recover": config.recover if config.updates else "none",
             "calibration": config.calibration.name if config.calibration else None,
         },
         "device": config.device.name,

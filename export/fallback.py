@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from edgellm.export.calibrate import calibration_ids
-from edgellm.export.config import ROUNDED, ExportConfig
+from edgellm.export.config import HELD_OUT, ROUNDED, ExportConfig
 from edgellm.export.dense_model import model_facts, perplexity, write_text
 from edgellm.export.facts import frame
 from edgellm.export.fallback_room import refuse_room
@@ -34,7 +34,7 @@ from edgellm.runtime.perplexity import score
 from edgellm.runtime.session import Session
 from edgellm.runtime.standard_backend import StandardBackend
 
-HONOURED = {"source", "out", "bits", "head_bits", "kv", "calibration", "seed", "force", "device"}
+HONOURED = {"source", "out", "bits", "head_bits", "kv", "calibration", "recover", "seed", "force", "device"}
 """Fields of ExportConfig; any other must have its default. kv: full only."""
 LARGEST_LOSS = 100  # times the dense model's perplexity
 CHUNK = 16  # tokens a run while parity is measured: short prompts then cross every kind of boundary
@@ -58,7 +58,7 @@ def export_with_optimum(
     the device, and for a graph that strays from torch.
     """
     refuse_settings(config, model_type)
-    config = replace(config, bits=config.bits or ROUNDED, head_bits=config.head_bits or ROUNDED)
+    config = replace(config, bits=config.bits or ROUNDED, head_bits=config.head_bits or ROUNDED, recover="none")
     optimum, folder = OptimumExporter(model_type), HfFolder(config.source)
     if folder.config.get("quantization_config"):
         raise CheckpointError("config.json has a quantization_config", "Export from the unquantized model.")
@@ -153,7 +153,8 @@ def _text(
     progress: Callable[[str, int, int], None],
 ) -> Tensor:
     """Token ids [H, L] to measure with."""
-    sequences, length = config.text_shape(context)
+    _, length = config.text_shape(context)  # nothing is calibrated
+    sequences = HELD_OUT
     progress("text", 0, 1)
     if config.calibration:
         ids = calibration_ids(folder.tokenizer_json(), config.calibration, sequences, length)

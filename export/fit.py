@@ -17,7 +17,7 @@ from edgellm.runtime.cache import SINKS
 from edgellm.runtime.errors import EdgellmError
 
 OPTIONS = 3
-AT_4_BITS = 0.56  # bytes a weight, with scales and a head at 8 bits
+AT_4_BITS = 0.58  # bytes a weight, with scales and a head at 8 bits
 STEP = 64  # tokens: budgets are offered in multiples of it
 # From what costs the least quality to what costs the most; a cache of N tokens is tried with each.
 RECIPES: tuple[dict[str, Any], ...] = (
@@ -156,7 +156,7 @@ def _try(checkpoint: Checkpoint, config: ExportConfig) -> Estimate | None:
 
 
 def _flags(config: ExportConfig, other: ExportConfig) -> str:
-    names = ("bits", "head_bits", "sparsity", "scope", "kv", "calibration")
+    names = ("bits", "head_bits", "sparsity", "scope", "kv", "calibration", "recover")
     changed = [name for name in names if getattr(other, name) != getattr(config, name)]
     return " ".join(f"--{name.replace('_', '-')} {getattr(other, name)}" for name in changed)
 

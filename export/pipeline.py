@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgellm.export.calibrate import calibration_ids
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
-from edgellm.export.compress import compress, compress_layer
+from edgellm.export.compress import Read, compress, compress_layer, read_by_head
 from edgellm.export.config import HELD_OUT, ExportConfig
 from edgellm.export.decoder import load_block, perplexity, propagate
 from edgellm.export.estimate import Estimate, estimate
@@ -26,7 +26,7 @@ from edgellm.export.packed_source import PackedSource
 from edgellm.export.plan import QKV, one_format, planned_format
 from edgellm.export.self_written import write_text
 from edgellm.export.verify import parity, prompts_from
-from edgellm.export.vocabulary import embed, slabs
+from edgellm.export.vocabulary import embed, head_name, slabs
 from edgellm.export.write import PartialBundle
 from edgellm.kernels.layout import Quantized
 from edgellm.runtime import load, manifest
@@ -54,10 +54,10 @@ class _Writing:
     def matrix(self, name: str, q: Quantized) -> None:
         self.bundle.append(name, [pack(q)], q.format)
 
-    def vocabulary(self, name: str) -> None:
+    def vocabulary(self, name: str, read: Read | None = None) -> None:
         """Embedding or head: rows are rounded and packed a slab at a time."""
         config, checkpoint = self.config, self.checkpoint
-        pieces = (pack(compress(config, checkpoint, name, rows=rows)) for rows in slabs(checkpoint.architecture))
+        pieces = (pack(compress(config, checkpoint, name, read, rows)) for rows in slabs(checkpoint.architecture))
         self.bundle.append(name, pieces, planned_format(config, checkpoint, name))
 
     def vector(self, name: str, parts: Sequence[str]) -> None:
@@ -139,11 +139,13 @@ def _matrices(writing: _Writing, calibration: Tensor, progress: Progress) -> Non
     progress("embedding", 0, 1)
     for name in ("embedding",) if arch.tied else ("embedding", "head"):
         if name not in kept:
-            writing.vocabulary(name)
+            coarse = writing.config.calibrates and writing.config.width(name) == 4
+            heard = coarse and name == head_name(arch)
+            writing.vocabulary(name, read_by_head(arch, writing.checkpoint, calibration, name) if heard else None)
             bundle.keep()
     progress("embedding", 1, 1)
     done = sum(f"layers.{layer}.gate_up" in kept for layer in range(arch.layers))
-    x = embed(arch, writing.checkpoint, calibration) if writing.config.calibrates and done < arch.layers else None
+    x = embed(arch, writing.packed, calibration) if writing.config.calibrates and done < arch.layers else None
     for layer in range(arch.layers):
         progress("layers", layer, arch.layers)
         if layer >= done:

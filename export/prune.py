@@ -14,6 +14,7 @@ from edgellm.export.architectures import MATRICES, role
 from edgellm.runtime.errors import EdgellmError
 
 METHODS = ("dass", "wanda", "magnitude")
+SWEPT = "sparsegpt"  # a method whose mask is chosen while weights are updated (sparsegpt.py)
 SCOPES: dict[str, tuple[str, ...]] = {"mlp": ("gate", "up", "down"), "all": MATRICES}
 
 _WEIGHTS_AT_ONCE = 1 << 22  # scores are float64 and sorted: bound what that takes

@@ -1,4 +1,4 @@
-"""Rounding to nearest: float weights -> codes, fp16 scales (and minima) by row and group of inputs."""
+"""Rounding: float weights -> codes, fp16 scales (and minima) by row and group of inputs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgellm.export.scales import codes, search
 from edgellm.kernels.layout import Format, Quantized
 from edgellm.runtime.errors import EdgellmError
 
 _ROWS_AT_ONCE = 4096
+_WEIGHTS_AT_ONCE = 1 << 20  # of a search: its dozens of passes stay in the cache
 
 
 def round_to_nearest(
@@ -49,12 +51,59 @@ def round_to_nearest(
         else:
             scale[rows], minimum[rows], codes = _minimum(w, k, bits)
         code[rows] = codes.reshape(-1, layout.k_in)
-    for halves in (scale, minimum):
+    return _finite(Quantized(layout, code, scale, minimum, kept))
+
+
+def round_searched(
+    weight: Tensor, f: Format, importance: Tensor | None = None, mask: Tensor | None = None
+) -> Quantized:
+    """The same to `f`, with the grids of scales.search.
+
+    importance: float [in] >= 0, the mean squares of the inputs, or None: all alike. Raises as round_to_nearest does.
+    """
+    _kept(mask, f)
+    groups = f.k_in // f.group
+    counts = torch.ones(f.k_in) if importance is None else _floored(importance).float()
+    pieces = []
+    step = max(1, _WEIGHTS_AT_ONCE // f.k_in)
+    for start in range(0, f.n_out, step):
+        w = weight[start : start + step].view(-1, groups, f.group)
+        h = counts.view(groups, f.group)
+        if mask is not None:
+            h = h * mask[start : start + step].view(w.shape)
+        grid = search(w, h, f.bits, f.zero)
+        pieces.append((codes(w, grid, f.bits).to(torch.uint8).view(-1, f.k_in), *grid))
+    code, scale, minimum = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return checked(f, code, scale, minimum, mask)
+
+
+def checked(f: Format, code: Tensor, scale: Tensor, minimum: Tensor, mask: Tensor | None = None) -> Quantized:
+    """What a search found as a Quantized: code uint8 [out, in], scale and minimum [out, groups], mask or None.
+
+    Dropped codes become the zero point (symmetric) or 0, as unpacking returns them, and so do those of a group of
+    zeros. Raises EdgellmError for a mask that is not f's N:M, NaN or infinite weights, and scales beyond fp16.
+    """
+    kept = _kept(mask, f)
+    at_zero = f.zero_point if f.zero == "symmetric" else 0
+    empty = (scale == 0).numpy().repeat(f.group, axis=1)
+    values = np.where(empty if kept is None else empty | ~kept, np.uint8(at_zero), code.numpy())
+    minima = _half(minimum.numpy()) if f.zero == "min" else None
+    return _finite(Quantized(f, values, _half(scale.numpy()), minima, kept))
+
+
+def _floored(importance: Tensor) -> Tensor:
+    """No input counts nothing: a text that never excites it says little of the next one."""
+    mean = importance.mean()
+    return importance + 0.01 * mean if mean > 0 else torch.ones_like(importance)
+
+
+def _finite(q: Quantized) -> Quantized:
+    for halves in (q.scale, q.minimum):
         if halves is not None and not np.isfinite(halves).all():
             raise EdgellmError(
                 "a weight is NaN, infinite, or too large for an fp16 scale", "Check the checkpoint's weights."
             )
-    return Quantized(layout, code, scale, minimum, kept)
+    return q
 
 
 def _symmetric(

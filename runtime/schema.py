@@ -36,7 +36,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the weights were made: "dass:2:4" or "none", "mlp" or "all", 4 | 8 or "as stored"."""
+    """How the weights were made: "dass:2:4" or "none", "mlp" or "all", 4 | 8 or "as stored"; recover: "sparsegpt" or
+    "none", and "none" for bundles of 0.1.0's first days, which do not say."""
 
     source: str
     sparsity: str
@@ -44,6 +45,7 @@ class Recipe:
     bits: int | str
     head_bits: int | str
     calibration: str | None
+    recover: str = "none"
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ def show(bundle: Path, manifest: Manifest, verified: bool) -> None:
         table.add_row("graph", told)
     table.add_row("context", f"{model.context} tokens, vocabulary {model.vocabulary}")
     scope = f", {recipe.scope}" if recipe.sparsity != "none" else ""
-    table.add_row("recipe", f"{recipe.sparsity}{scope}, {recipe.bits} bits, head {recipe.head_bits} bits")
+    updated = f", {recipe.recover}" if recipe.recover != "none" else ""
+    table.add_row("recipe", f"{recipe.sparsity}{scope}, {recipe.bits} bits, head {recipe.head_bits} bits{updated}")
     table.add_row("source", f"{recipe.source}, edgellm {manifest.tool}, {manifest.created}")
     table.add_row("KV cache", f"{kv.policy}, {kv.budget} tokens")
     table.add_row("files", ", ".join(f"{part} {size / 1e6:.1f} MB" for part, size in found["bytes"].items()))

@@ -1,10 +1,11 @@
-"""Perplexity of magnitude, Wanda and DaSS masks at 2:4 and 4:8 (MLP only), unquantized and at 4 bits, beside dense.
+"""Perplexity of magnitude, Wanda, DaSS and SparseGPT masks at 2:4 and 4:8 (MLP only), unquantized and at 4 bits, beside
+dense; each one-shot and updated (--recover none and sparsegpt).
 
     python -m tests.benchmarks.prune_table MODEL.gguf TEXT.txt CALIBRATION.json -o build/bench/prune_table.json
 
-Windows of 1024 over the first 20k tokens of TEXT. "4 bits": every matrix rounded, symmetric, groups of 64, the head at
-8. Weights live in memory as float32; masks, rounding and re-propagation are the export's own functions. Differences
-carry a 95 % interval from a paired bootstrap over windows of the log-perplexity.
+Windows of 1024 over the first 20k tokens of TEXT. "4 bits": every matrix rounded as the export does, the head at 8.
+Weights live in memory as float32; masks, rounding and re-propagation are the export's own functions. Differences carry
+a 95 % interval from a paired bootstrap over windows of the log-perplexity.
 """
 
 from __future__ import annotations
@@ -21,15 +22,20 @@ import torch
 from torch import Tensor
 
 from edgellm.export import prune
-from edgellm.export.architectures import MATRICES, Architecture
+from edgellm.export.architectures import MATRICES, Architecture, role
 from edgellm.export.calibrate import calibration_ids, statistics
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
+from edgellm.export.compress import Read, read_by_head, rounded
+from edgellm.export.config import GROUP, ExportConfig, Sparsity
 from edgellm.export.decoder import load_block, propagate, window_losses
-from edgellm.export.quantize import round_to_nearest
+from edgellm.export.hessian import Hessians
+from edgellm.export.sparsegpt import updated
 from edgellm.export.vocabulary import embed
 from edgellm.kernels.layout import dequantize
 
 WINDOW = 1024
+Cell = tuple[str, int, int, int, int, str]
+"""Method, N, M, bits (0: float32), bits of the head, recover."""
 
 
 class Weights:
@@ -50,31 +56,38 @@ def dense(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {name: checkpoint.vector(name) if name in vectors else checkpoint.matrix(name) for name in names}
 
 
-def rounded(weight: Tensor, bits: int, *nm: Any) -> Tensor:
-    return torch.from_numpy(dequantize(round_to_nearest(weight, bits, 64, "symmetric", *nm)))
+def one(config: ExportConfig, name: str, weight: Tensor, read: Read) -> Tensor:
+    """A matrix as the recipe leaves it; config.bits None: pruned, perhaps updated, but not rounded."""
+    if config.bits is not None:
+        return torch.from_numpy(dequantize(rounded(config, name, weight, read)))
+    method, n, m = config.sparsity.method, config.sparsity.n, config.sparsity.m
+    if not config.prunes(name):
+        return weight
+    mask = None if method == prune.SWEPT else prune.mask(method, name, weight, read.stats, n, m)
+    if not config.corrects(name):
+        return weight * mask
+    return updated(weight, read.hessians.feedback(role(name), GROUP), GROUP, n, m, mask)
 
 
-def make(
-    arch: Architecture, tensors: dict[str, Tensor], text: Tensor, method: str, n: int, m: int, bits: int, head: int
-) -> Weights:
+def make(arch: Architecture, tensors: dict[str, Tensor], text: Tensor, config: ExportConfig) -> Weights:
     """The weights of one cell: masks layer by layer, statistics re-propagated through what was done before."""
     made = dict(tensors)
-    x = embed(arch, Weights(tensors), text) if method in ("wanda", "dass") else None
     source = Weights(made)
+    if config.head_bits == 4:
+        read = read_by_head(arch, source, text, "embedding")
+        made["embedding"] = one(config, "embedding", tensors["embedding"], read)
+    elif config.head_bits:
+        made["embedding"] = one(config, "embedding", tensors["embedding"], Read({}, Hessians()))
+    if config.bits is None and config.sparsity.method == "none":
+        return source
+    x = embed(arch, source, text)
     for layer in range(arch.layers):
-        block = load_block(arch, source, layer)
-        stats = statistics(arch, layer, block, x) if x is not None else None
-        for role in MATRICES:
-            pruned = method != "none" and role in prune.SCOPES["mlp"]
-            weight = block[role]
-            mask = prune.mask(method, role, weight, stats, n, m) if pruned else None
-            nm = (n, m, prune.axis(method, role), mask) if pruned else ()
-            block[role] = rounded(weight, bits, *nm) if bits else weight if mask is None else weight * mask
-            made[f"layers.{layer}.{role}"] = block[role]
-        if x is not None:
-            x = propagate(arch, layer, block, x)
-    if head:
-        made["embedding"] = rounded(tensors["embedding"], head)
+        block, hessians = load_block(arch, source, layer), Hessians()
+        read = Read(statistics(arch, layer, block, x, hessians.add), hessians)
+        for part in MATRICES:
+            name = f"layers.{layer}.{part}"
+            block[part] = made[name] = one(config, name, block[part], read)
+        x = propagate(arch, layer, block, x)
     return source
 
 
@@ -93,25 +106,34 @@ def interval(a: Tensor, b: Tensor, counts: Tensor, draws: int = 2000) -> tuple[f
 @click.option("-o", "--output", type=Path, default=Path("build/bench/prune_table.json"))
 @click.option("--tokens", default=20_000)
 @click.option("--sequences", default=32, help="Calibration sequences of 512 tokens.")
-def main(model: Path, text: Path, calibration: Path, output: Path, tokens: int, sequences: int) -> None:
+@click.option("--only", multiple=True, help="METHOD:N:M, none:1:1 for dense; may be given again.")
+def main(
+    model: Path, text: Path, calibration: Path, output: Path, tokens: int, sequences: int, only: tuple[str, ...]
+) -> None:
     checkpoint = open_checkpoint(model)
     arch, tensors, tokenizer = checkpoint.architecture, dense(checkpoint), checkpoint.tokenizer_json()
     words = calibration_ids(tokenizer, calibration, sequences, 512)
     ids = calibration_ids(tokenizer, text, 1, tokens).flatten()
-    cells: list[tuple[str, int, int, int, int]] = [("none", 1, 1, b, h) for b, h in ((0, 0), (8, 8), (4, 8), (4, 4))]
-    cells += [(method, n, m, bits, 8 if bits else 0)
-              for method in ("magnitude", "wanda", "dass") for n, m in ((2, 4), (4, 8)) for bits in (0, 4)]  # fmt: skip
+    cells: list[Cell] = [("none", 1, 1, b, h, "sparsegpt") for b, h in ((0, 0), (8, 8), (4, 8), (4, 4))]
+    cells += [("none", 1, 1, 4, h, "none") for h in (8, 4)]
+    cells += [(method, n, m, bits, 8 if bits else 0, recover)
+              for method in ("magnitude", "wanda", "dass", "sparsegpt") for n, m in ((2, 4), (4, 8)) for bits in (0, 4)
+              for recover in ("none", "sparsegpt") if (method, recover) != ("sparsegpt", "none")]  # fmt: skip
+    cells = [cell for cell in cells if not only or f"{cell[0]}:{cell[1]}:{cell[2]}" in only]
     rows: list[dict[str, Any]] = []
-    losses: dict[tuple[str, int, int, int, int], Tensor] = {}
+    losses: dict[Cell, Tensor] = {}
     for cell in cells:
         started = time.perf_counter()
-        method, n, m, bits, head = cell
-        sums, counts = window_losses(arch, make(arch, tensors, words, method, n, m, bits, head), ids, WINDOW)
+        method, n, m, bits, head, recover = cell
+        config = ExportConfig(
+            model, output, Sparsity(method, n, m), bits=bits or None, head_bits=head or None, recover=recover
+        )
+        sums, counts = window_losses(arch, make(arch, tensors, words, config), ids, WINDOW)
         losses[cell] = sums
         row: dict[str, Any] = {"method": method, "nm": f"{n}:{m}", "bits": bits or "fp32", "head_bits": head or "fp32"}
-        row["perplexity"] = math.exp(float(sums.sum() / counts.sum()))
+        row |= {"recover": recover, "perplexity": math.exp(float(sums.sum() / counts.sum()))}
         for other in ("wanda", "magnitude"):
-            rival = (other, n, m, bits, head)
+            rival = (other, n, m, bits, head, recover)
             if method == "dass" and rival in losses:
                 row[f"log_ratio_to_{other}"] = interval(sums, losses[rival], counts)
         rows.append(row)

@@ -197,7 +197,7 @@ def test_a_model_too_large_for_the_device() -> None:
         "weights 6.9 GB, KV cache 2.3 GB (full:4096)"
     )
     assert hint == (
-        "What would fit: --bits 4 (6.0 GB); --bits 4 --head-bits 4 (6.0 GB); --bits 4 --sparsity dass:2:4 (5.5 GB)."
+        "What would fit: --bits 4 (6.2 GB); --bits 4 --head-bits 4 (6.2 GB); --bits 4 --sparsity dass:2:4 (5.6 GB)."
     )
 
 
@@ -208,8 +208,8 @@ def test_a_cache_too_large_for_the_device() -> None:
         "weights 6.1 GB, KV cache 17.3 GB (full:131072)"
     )
     assert hint == (
-        "What would fit: --kv window:57216 (13.7 GB); --bits 4 --kv window:78720 (13.7 GB); "
-        "--bits 4 --head-bits 4 --kv window:79168 (13.7 GB)."
+        "What would fit: --kv window:57216 (13.7 GB); --bits 4 --kv window:77376 (13.7 GB); "
+        "--bits 4 --head-bits 4 --kv window:77824 (13.7 GB)."
     )
 
 
@@ -227,7 +227,7 @@ def test_a_disk_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     what, hint = refusal(LLAMA_7B, config("dgx-spark"))
     assert what == "the disk of bundle has 5.0 GB free, and the bundle needs 6.9 GB"
     assert hint == (
-        "What would fit: --bits 4 (3.7 GB); --bits 4 --head-bits 4 (3.6 GB); --bits 4 --sparsity dass:2:4 (3.2 GB)."
+        "What would fit: --bits 4 (3.9 GB); --bits 4 --head-bits 4 (3.8 GB); --bits 4 --sparsity dass:2:4 (3.2 GB)."
     )
     monkeypatch.setattr(fit, "_free_disk", lambda out: GIGABYTE // 20)
     assert refusal(LLAMA_7B, config("dgx-spark"))[1] == (

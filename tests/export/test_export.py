@@ -20,7 +20,7 @@ from edgellm.kernels.layout import unpack
 from edgellm.runtime import load
 from edgellm.runtime.errors import EdgellmError, UsageError
 
-PRUNED = [f"{method}:{nm}" for method in ("dass", "wanda", "magnitude") for nm in ("2:4", "4:8")]
+PRUNED = [f"{method}:{nm}" for method in ("dass", "wanda", "magnitude", "sparsegpt") for nm in ("2:4", "4:8")]
 
 
 def matrix(bundle: Path, name: str):
@@ -125,6 +125,31 @@ def test_without_a_file_the_dense_model_writes_the_text(tiny_model: Path, tmp_pa
     assert facts["quality"]["tokens"] == 4 * 256
     again = make_bundle(tiny_model, tmp_path / "again", "wanda:2:4", calibration=None)
     assert again["files"]["model.onnx.data"] == facts["files"]["model.onnx.data"]  # same seed, same weights
+
+
+def test_dense_weights_below_8_bits_are_corrected_by_default(tiny_model: Path, tmp_path: Path) -> None:
+    """On the text the model writes where no file is given; --recover none rounds without any."""
+    facts = {
+        (bits, recover): make_bundle(
+            tiny_model, tmp_path / f"{bits} {recover}", bits=bits, recover=recover, head_bits=bits, calibration=None
+        )
+        for bits, recover in ((8, "sparsegpt"), (4, "sparsegpt"), (4, "none"))
+    }
+    assert [found["recipe"]["recover"] for found in facts.values()] == ["none", "sparsegpt", "none"]
+    costs = {key: found["quality"]["perplexity"] / found["quality"]["dense_perplexity"] for key, found in facts.items()}
+    assert costs[4, "sparsegpt"] < costs[4, "none"]
+    kinds = {(m["bits"], m["group"], m["zero"]) for m in facts[4, "sparsegpt"]["matrices"]}
+    assert kinds == {(4, 64, "min")}  # 4.5 bits a weight
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embedding_and_head_at_4_bits_are_near_what_they_were(tmp_path: Path, tied: bool) -> None:
+    source = write_folder(tmp_path / "model", tie_word_embeddings=tied)
+    make_bundle(source, tmp_path / "bundle", bits=8, head_bits=4)
+    packed = PackedSource(tmp_path / "bundle" / "model.onnx.data", read_placed(tmp_path / "bundle"))
+    for name in ("embedding",) if tied else ("embedding", "head"):
+        weight = open_checkpoint(source).matrix(name)
+        assert (packed.matrix(name) - weight).norm() < 0.15 * weight.norm(), name
 
 
 def test_a_bundle_that_strays_from_torch_is_not_written(
