@@ -10,7 +10,7 @@ help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 # The stamp is newer than what it was made from: an edit of C++ or of the metadata installs again, an edit of Python not.
-NATIVE := $(wildcard kernels/*.h kernels/cpu/*.h kernels/cpu/*.cc kernels/ort/*.h kernels/ort/*.cc)
+NATIVE := $(wildcard kernels/*.h kernels/cpu/*.h kernels/cpu/*.cc kernels/cpu/*/*.h kernels/cpu/*/*.cc kernels/ort/*.h kernels/ort/*.cc)
 $(VENV)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -1,30 +1,57 @@
 // Chooses the instruction set at run time from the processor's features.
 #include "kernels/cpu/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <cstring>
 
 namespace edgellm {
 namespace {
 
-bool supported(const Isa& candidate) {
 #if defined(__x86_64__)
-  if (&candidate == &kAvx2)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#endif
-  return &candidate == &kPortable;
+// The compiler's own test counts a feature only where the operating system saves its registers.
+bool avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+
+bool avx_vnni() {  // a name that not every compiler knows: leaf 7.1, EAX bit 4
+  uint32_t a, b, c, d;
+  return avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
 
-// Best first.
-const Isa* const kAll[] = {
-#if defined(__x86_64__)
-    &kAvx2,
+bool avx512() {
+  return avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+bool avx512_vnni() {
+  return avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vbmi2");
+}
 #endif
-    &kPortable};
+
+struct Candidate {
+  const Isa& isa;
+  bool (*supported)();
+};
+
+// Best first.
+const Candidate kAll[] = {
+#if defined(__x86_64__)
+    {kAvx512Vnni, avx512_vnni}, {kAvx512, avx512}, {kAvxVnni, avx_vnni}, {kAvx2, avx2},
+#endif
+    {kPortable, [] { return true; }}};
+
+#if defined(EDGELLM_EMULATED)
+bool runs(const Candidate&) { return true; }  // tests run kernels that this processor lacks
+#else
+bool runs(const Candidate& candidate) { return candidate.supported(); }
+#endif
 
 const Isa* best() {
-  for (const Isa* candidate : kAll)
-    if (supported(*candidate)) return candidate;
+  for (const Candidate& candidate : kAll)
+    if (runs(candidate)) return &candidate.isa;
   return &kPortable;
 }
 
@@ -38,8 +65,8 @@ std::atomic<const Isa*>& chosen() {
 const Isa& isa() { return *chosen().load(std::memory_order_relaxed); }
 
 bool use(const char* name) {
-  for (const Isa* candidate : kAll)
-    if (!std::strcmp(candidate->name, name) && supported(*candidate)) return chosen() = candidate, true;
+  for (const Candidate& candidate : kAll)
+    if (!std::strcmp(candidate.isa.name, name) && runs(candidate)) return chosen() = &candidate.isa, true;
   return false;
 }
 

@@ -51,7 +51,7 @@ struct Isa {
   void (*accumulate)(const int8_t* weight, int quads, const float* w_scale, const float* minimum, const int16_t* x,
                      const float* x_scale, const float* sum, int rows, float* acc);
 
-  // q[4j + kPlace[i]] = round(x[4j + i] / scale) for 64 inputs, scale = max|x| / 32767.
+  // q[4j + kPlace[i]] = round(x[4j + i] / scale) for 64 inputs, scale = max|x| / most_code.
   // left, unless null, becomes x - scale * code, in the order of x.
   Part (*quantize)(const float* x, int16_t* q, float* left);
 
@@ -69,6 +69,8 @@ struct Isa {
   // Half precision and back, for any n.
   void (*to_half)(const float* x, uint16_t* y, int n);
   void (*from_half)(const uint16_t* x, float* y, int n);
+
+  float most_code = 32767;  // what quantize makes of the largest of 64 inputs
 };
 
 // What unpack subtracts so that a code fits int8: the zero point, or 128 for 8 bits with a minimum, 0 for 4 with one.
@@ -76,7 +78,7 @@ inline int offset(const Format& f) { return f.minimum && f.bits == 4 ? 0 : f.zer
 
 extern const Isa kPortable;
 #if defined(__x86_64__)
-extern const Isa kAvx2;
+extern const Isa kAvx2, kAvxVnni, kAvx512, kAvx512Vnni;
 #endif
 
 // The best instruction set this processor has, chosen once; `use` overrides it (tests compare paths), false: not here.

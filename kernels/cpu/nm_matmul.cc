@@ -67,7 +67,7 @@ struct Rows {
       sum[to] = groups == 2 ? part.sum[g] : part.sum[0] + part.sum[1];
       codes[to] = groups == 2 ? part.codes[g] : part.codes[0] + part.codes[1];
     }
-    const float most = 32767 * part.scale;
+    const float most = isa.most_code * part.scale;
     const float others = std::sqrt(std::fmax(0.0f, part.squares - most * most) / (kTile - 1));
     rest_scale[size_t(at)] = 0;
     if (most > kDwarfed * others && std::isfinite(part.squares)) {

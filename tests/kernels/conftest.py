@@ -9,7 +9,7 @@ import pytest
 from edgellm.kernels.library import instruction_set, use_instruction_set
 
 
-@pytest.fixture(params=["portable", "avx2"], scope="module")
+@pytest.fixture(params=["portable", "avx2", "avx_vnni", "avx512", "avx512_vnni"], scope="module")
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     before = instruction_set()
     if not use_instruction_set(request.param):

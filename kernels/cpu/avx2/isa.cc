@@ -1,22 +1,15 @@
 // AVX2 with FMA and F16C. No byte expand here: sparse blocks unpack through a table of shuffles, one a mask byte.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
+#include "kernels/cpu/avx2/accumulate.h"
 #include "kernels/cpu/avx2/attention.h"
 #include "kernels/cpu/avx2/decode.h"
 #include "kernels/cpu/avx2/tables.h"
 #include "kernels/cpu/isa.h"
 
-namespace edgellm {
+namespace edgellm::EDGELLM_AVX2 {
 namespace {
-
-using avx2::half8;
-using avx2::load;
-using avx2::load16;
-using avx2::pair;
 
 void store(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 
@@ -56,7 +49,7 @@ void expand(const int8_t* kept, uint64_t mask, int8_t* out) {
   for (int i = 0; i < 8; ++i, mask >>= 8) {
     const size_t byte = mask & 255;
     const __m128i values = _mm_loadl_epi64((const __m128i*)kept);
-    _mm_storel_epi64((__m128i*)(out + 8 * i), _mm_shuffle_epi8(values, _mm_cvtsi64_si128(int64_t(avx2::kSpread<0>[byte]))));
+    _mm_storel_epi64((__m128i*)(out + 8 * i), _mm_shuffle_epi8(values, _mm_cvtsi64_si128(int64_t(kSpread<0>[byte]))));
     kept += __builtin_popcountll(byte);
   }
 }
@@ -137,62 +130,7 @@ void unpack(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept) 
   }
 }
 
-// One group's weights as int16, of each quad [inputs 0 and 2, outputs 0-7][1 and 3, 0-7][0 and 2, 8-15][1 and 3, 8-15].
-void widen(const int8_t* weight, int quads, int16_t* wide) {
-  for (int i = 0; i < 2 * quads; ++i, weight += 32, wide += 32) {
-    const __m256i w = load(weight);
-    _mm256_store_si256((__m256i*)wide, _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8));
-    _mm256_store_si256((__m256i*)(wide + 16), _mm256_srai_epi16(w, 8));
-  }
-}
-
-// For some rows at once: their sums and a quad's weights fit sixteen registers. vpmaddwd: int16 pairs into an int32 an
-// output. 128 * 32767 * 64 stays below 2^31.
-template <size_t... kRow>
-void accumulate_rows(std::index_sequence<kRow...>, const int16_t* wide, int quads, const float* w_scale,
-                     const float* minimum, const int16_t* x, const float* x_scale, const float* total, float* acc) {
-  __m256i low[] = {((void)kRow, _mm256_setzero_si256())...}, high[] = {((void)kRow, _mm256_setzero_si256())...};
-  for (int quad = 0; quad < quads; ++quad, wide += 4 * kPanel, x += 4) {
-    const __m256i v0 = load(wide), v1 = load(wide + 16), w0 = load(wide + 32), w1 = load(wide + 48);
-    auto step = [&](__m256i& a, __m256i& b, const int16_t* inputs) {
-      const __m256i first = pair(inputs), second = pair(inputs + 2);
-      avx2::add(a, v0, first);
-      avx2::add(b, w0, first);
-      avx2::add(a, v1, second);
-      avx2::add(b, w1, second);
-      avx2::keep(a);
-      avx2::keep(b);
-    };
-    (step(low[kRow], high[kRow], x + kRow * kTile), ...);
-  }
-  auto finish = [&](__m256i sum, int row, int half) {
-    const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_loadu_ps(w_scale + 8 * half));
-    float* to = acc + row * kPanel + 8 * half;
-    __m256 now = _mm256_fmadd_ps(scaled, _mm256_set1_ps(x_scale[row]), _mm256_loadu_ps(to));
-    if (minimum) now = _mm256_fmadd_ps(_mm256_loadu_ps(minimum + 8 * half), _mm256_set1_ps(total[row]), now);
-    _mm256_storeu_ps(to, now);
-  };
-  ((finish(low[kRow], kRow, 0), finish(high[kRow], kRow, 1)), ...);
-}
-
-template <size_t kRows>
-void accumulate_some(const int16_t* wide, int quads, const float* w_scale, const float* minimum, const int16_t* x,
-                     const float* x_scale, const float* total, float* acc) {
-  accumulate_rows(std::make_index_sequence<kRows>(), wide, quads, w_scale, minimum, x, x_scale, total, acc);
-}
-
-void accumulate(const int8_t* weight, int quads, const float* w_scale, const float* minimum, const int16_t* x,
-                const float* x_scale, const float* total, int rows, float* acc) {
-  constexpr decltype(&accumulate_some<1>) kSome[] = {nullptr,            accumulate_some<1>, accumulate_some<2>,
-                                                     accumulate_some<3>, accumulate_some<4>, accumulate_some<5>};
-  constexpr int kMost = 5;
-  alignas(32) int16_t wide[kPanel * kTile];
-  widen(weight, quads, wide);
-  for (int row = 0; row < rows; row += kMost, x += kMost * kTile, acc += kMost * kPanel)
-    kSome[std::min(kMost, rows - row)](wide, quads, w_scale, minimum, x, x_scale + row, total + row, acc);
-}
-
-float sum_of(__m256 x) { return _mm_cvtss_f32(avx2::sums(x, x, x, x)); }
+float sum_of(__m256 x) { return _mm_cvtss_f32(sums(x, x, x, x)); }
 int32_t sum_of(__m256i x) {
   const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
   const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0b01001110));
@@ -203,7 +141,7 @@ Part quantize(const float* x, int16_t* q, float* left) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   __m256 most = _mm256_setzero_ps();
   for (int i = 0; i < kTile; i += 8) most = _mm256_max_ps(most, _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)));
-  float peak = avx2::largest_of(most);
+  float peak = largest_of(most);
   if (!(peak > 1e-30f)) peak = 0;  // 32767 / peak would overflow
   Part part{peak / 32767.0f, {}, {}, 0};
   const __m256 inverse = _mm256_set1_ps(peak > 0 ? 32767.0f / peak : 0), scale = _mm256_set1_ps(part.scale);
@@ -247,10 +185,18 @@ void from_half(const uint16_t* x, float* y, int n) {
   for (; i < n; ++i) y[i] = half1(x[i]);
 }
 
+constexpr Isa all(const char* name) {
+  return {name,    decoder, arrange,       unpack, accumulate, quantize, scores,   mix,
+          largest, exponentials, silu, gelu_tanh, to_half, from_half};
+}
+
 }  // namespace
+}  // namespace edgellm::EDGELLM_AVX2
 
-const Isa kAvx2 = {"avx2",       avx2::decoder, avx2::arrange, unpack,
-                   accumulate,   quantize,      avx2::scores,  avx2::mix,
-                   avx2::largest, avx2::exponentials, avx2::silu, avx2::gelu_tanh, to_half,  from_half};
-
+namespace edgellm {
+#ifdef EDGELLM_VNNI
+const Isa kAvxVnni = avx_vnni::all("avx_vnni");
+#else
+const Isa kAvx2 = avx2::all("avx2");
+#endif
 }  // namespace edgellm

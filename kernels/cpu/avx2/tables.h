@@ -3,9 +3,9 @@
 #include <array>
 #include <cstdint>
 
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/avx2/vectors.h"
 
-namespace edgellm::avx2 {
+namespace edgellm::EDGELLM_AVX2 {
 
 // kSpread<from>[mask] moves byte from + j of a register to the place of the mask's j-th set bit; 0x80 leaves zero.
 constexpr std::array<uint64_t, 256> spread_table(uint64_t from) {
@@ -36,4 +36,4 @@ constexpr std::array<uint64_t, 256> gather_table() {
 }
 inline constexpr std::array<uint64_t, 256> kGather = gather_table();
 
-}  // namespace edgellm::avx2
+}  // namespace edgellm::EDGELLM_AVX2

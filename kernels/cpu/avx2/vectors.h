@@ -1,12 +1,20 @@
 // Loads and sums that the AVX2 kernels share.
+//
+// These sources are compiled twice, with AVX-VNNI the second time (avx_vnni/isa.cc). A namespace each keeps the two apart
+// where they are linked together.
 #pragma once
-#include <immintrin.h>
-
 #include <cstring>
 
+#include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
 
-namespace edgellm::avx2 {
+#ifdef EDGELLM_VNNI
+#define EDGELLM_AVX2 avx_vnni
+#else
+#define EDGELLM_AVX2 avx2
+#endif
+
+namespace edgellm::EDGELLM_AVX2 {
 
 constexpr int kAhead = 2048;  // bytes: hardware prefetchers stop at a page's end
 
@@ -25,9 +33,15 @@ void prefetch(const uint8_t* p) {
 // Keeps a sum in its register: compilers otherwise gather the additions at a loop's end and spill what waits for them.
 inline void keep(__m256i& sum) {
   __m256i kept = sum;  // an array that assembly refers to would stay in memory
-  __asm__("" : "+x"(kept));
+  EDGELLM_KEEP(kept);
   sum = kept;
 }
-inline void add(__m256i& sum, __m256i a, __m256i x) { sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, x)); }
+inline void add(__m256i& sum, __m256i a, __m256i x) {
+#ifdef EDGELLM_VNNI
+  sum = _mm256_dpwssd_avx_epi32(sum, a, x);
+#else
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, x));
+#endif
+}
 
-}  // namespace edgellm::avx2
+}  // namespace edgellm::EDGELLM_AVX2

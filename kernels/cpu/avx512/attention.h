@@ -1,0 +1,97 @@
+// Attention's products with AVX-512: s[row][j] = q[row] . key[j];  y[row] += sum_j p[row][j] * value[j].
+#pragma once
+#include <type_traits>
+
+#include "kernels/cpu/avx512/quantize.h"
+
+namespace edgellm::EDGELLM_AVX512 {
+
+constexpr int kRowsAtOnce = 4;  // 16 sums, and what they are made of, in 32 registers
+
+// Calls each(first row, rows) for runs of at most kRowsAtOnce rows; `rows` is a compile-time number.
+template <typename Each>
+void for_rows(int rows, Each each) {
+  int row = 0;
+  for (; row + 4 <= rows; row += 4) each(row, std::integral_constant<int, 4>());
+  if (rows - row == 3) each(row, std::integral_constant<int, 3>());
+  if (rows - row == 2) each(row, std::integral_constant<int, 2>());
+  if (rows - row == 1) each(row, std::integral_constant<int, 1>());
+}
+
+// The four sums of a, b, c and d.
+inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {
+  auto in_pairs = [](__m512 v, __m512 w) { return _mm512_add_ps(_mm512_unpacklo_ps(v, w), _mm512_unpackhi_ps(v, w)); };
+  const __m512d ab = _mm512_castps_pd(in_pairs(a, b)), cd = _mm512_castps_pd(in_pairs(c, d));
+  const __m512d low = _mm512_unpacklo_pd(ab, cd), high = _mm512_unpackhi_pd(ab, cd);
+  const __m512 lanes = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+  const __m256 two = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1));
+}
+
+// kRows rows by kSlots (4 or 1) slots in registers. Every sum has the same order whatever the tile.
+template <int kRows, int kSlots>
+void scores_tile(const float* q, const float* key, int dim, float* s, int stride) {
+  __m512 sum[kRows][kSlots];
+  for (auto& row : sum)
+    for (auto& one : row) one = _mm512_setzero_ps();
+  auto step = [&](int i, auto read) {
+    __m512 x[kRows];
+    for (int row = 0; row < kRows; ++row) x[row] = read(q + row * dim + i);
+    for (int j = 0; j < kSlots; ++j) {
+      const __m512 k = read(key + j * dim + i);
+      for (int row = 0; row < kRows; ++row) sum[row][j] = _mm512_fmadd_ps(x[row], k, sum[row][j]);
+    }
+  };
+  int i = 0;
+  for (; i + 16 <= dim; i += 16) step(i, [](const float* p) { return _mm512_loadu_ps(p); });
+  const __mmask16 rest = some(i, dim);
+  if (i < dim) step(i, [=](const float* p) { return _mm512_maskz_loadu_ps(rest, p); });
+  for (int row = 0; row < kRows; ++row) {
+    const __m512* one = sum[row];
+    if constexpr (kSlots == 4)
+      _mm_storeu_ps(s + row * stride, sums(one[0], one[1], one[2], one[3]));
+    else
+      _mm_store_ss(s + row * stride, sums(one[0], one[0], one[0], one[0]));
+  }
+}
+
+inline void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride) {
+  for_rows(rows, [&](int row, auto count) {
+    const float* x = q + row * dim;
+    float* to = s + row * stride;
+    int j = 0;
+    for (; j + 4 <= n; j += 4) scores_tile<count(), 4>(x, key + j * dim, dim, to + j, stride);
+    for (; j < n; ++j) scores_tile<count(), 1>(x, key + j * dim, dim, to + j, stride);
+  });
+}
+
+// kRows rows by 16 * kWide dimensions in registers; `last` are the lanes of the last sixteen.
+template <int kRows, int kWide>
+void mix_tile(const float* p, int stride, const float* value, int n, int dim, float* y, __mmask16 last) {
+  auto lanes = [=](int i) { return i == kWide - 1 ? last : __mmask16(0xFFFF); };
+  __m512 sum[kRows][kWide];
+  for (int row = 0; row < kRows; ++row)
+    for (int i = 0; i < kWide; ++i) sum[row][i] = _mm512_maskz_loadu_ps(lanes(i), y + row * dim + 16 * i);
+  for (int j = 0; j < n; ++j) {
+    __m512 weight[kRows];
+    for (int row = 0; row < kRows; ++row) weight[row] = _mm512_set1_ps(p[row * stride + j]);
+    for (int i = 0; i < kWide; ++i) {
+      const __m512 v = _mm512_maskz_loadu_ps(lanes(i), value + j * dim + 16 * i);
+      for (int row = 0; row < kRows; ++row) sum[row][i] = _mm512_fmadd_ps(weight[row], v, sum[row][i]);
+    }
+  }
+  for (int row = 0; row < kRows; ++row)
+    for (int i = 0; i < kWide; ++i) _mm512_mask_storeu_ps(y + row * dim + 16 * i, lanes(i), sum[row][i]);
+}
+
+inline void mix(const float* p, int stride, int rows, const float* value, int n, int dim, float* y) {
+  for_rows(rows, [&](int row, auto count) {
+    const float* weight = p + row * stride;
+    float* to = y + row * dim;
+    int i = 0;
+    for (; i + 64 <= dim; i += 64) mix_tile<count(), 4>(weight, stride, value + i, n, dim, to + i, __mmask16(0xFFFF));
+    for (; i < dim; i += 16) mix_tile<count(), 1>(weight, stride, value + i, n, dim, to + i, some(i, dim));
+  });
+}
+
+}  // namespace edgellm::EDGELLM_AVX512
