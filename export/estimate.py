@@ -11,9 +11,9 @@ from edgellm.export.config import ExportConfig
 from edgellm.export.effort import MIB, effort
 from edgellm.export.graph import Placed, decoder_graph
 from edgellm.export.plan import planned
-from edgellm.export.vocabulary import head_name
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.loading import CHUNK
+from edgellm.runtime.roofline import weight_bytes
 
 # Measured with runtime.load and a prefill of SmolLM2-135M: Python, onnxruntime and numpy; the tokenizer a token.
 RUNTIME, TOKENIZER = 60 * MIB, 1000
@@ -57,7 +57,7 @@ def estimate(checkpoint: Checkpoint, config: ExportConfig) -> Estimate:
     weights = max(at.offset + at.nbytes for at in placed.values())
     staging = min(CHUNK, arch.context)
     kv_bytes = CacheLayout(policy, staging, arch.layers, arch.kv_heads, arch.head_dim).nbytes
-    token_bytes = _token_bytes(arch, placed)
+    token_bytes = weight_bytes({name: at.nbytes for name, at in placed.items()})
     touched = token_bytes + ROWS * arch.hidden  # pages of an untied embedding that no token asks for are never read
     kept = policy.budget * kv_bytes // (policy.budget + staging)
     rates: list[float | None] = [None, None]
@@ -78,12 +78,6 @@ def estimate(checkpoint: Checkpoint, config: ExportConfig) -> Estimate:
         tokens_per_s=rates[0],
         tokens_per_s_full_cache=rates[1],
     )
-
-
-def _token_bytes(arch: Architecture, placed: dict[str, Placed]) -> int:
-    """Every weight but the embedding, of which a token reads one row, unless it is the head too."""
-    row = 0 if head_name(arch) == "embedding" else placed["embedding"].nbytes
-    return sum(at.nbytes for at in placed.values()) - row
 
 
 def _other_files(checkpoint: Checkpoint, placed: dict[str, Placed]) -> int:

@@ -66,9 +66,20 @@ class _Builder:
         return self.node(kind, inputs, output, "edgellm", **format.attributes(), **attributes)
 
     def matmul(
-        self, x: str, name: str, output: str, activation: str = "none", bias: str = "", residual: str = ""
+        self,
+        x: str,
+        name: str,
+        output: str,
+        activation: str = "none",
+        bias: str = "",
+        residual: str = "",
+        norm: str = "",
+        epsilon: float = 0.0,
     ) -> str:
-        return self.packed("NMMatMul", x, name, output, (bias, residual), activation=activation)
+        """x, normed first by the vector `norm` where one is named, times the matrix `name`."""
+        optional = (bias, residual, self.stored(norm) if norm else "")
+        more = {"epsilon": epsilon} if norm else {}
+        return self.packed("NMMatMul", x, name, output, optional, activation=activation, **more)
 
     def constant(self, name: str, value: Any) -> str:
         if all(tensor.name != name for tensor in self.constants):
@@ -81,13 +92,6 @@ class _Builder:
         return self.node(
             "Mul", [self.node("Tanh", [self.node("Div", [x, size], f"{x}.low")], f"{x}.tanh"), size], output
         )
-
-    def head_norm(self, x: str, name: str, epsilon: float, head_dim: int) -> str:
-        """RMSNorm over each head of x [T, heads*head_dim]."""
-        apart = self.constant("heads_apart", np.array([0, -1, head_dim], np.int64))
-        together = self.constant("heads_together", np.array([0, -1], np.int64))
-        y = self.norm(self.node("Reshape", [x, apart], f"{name}.heads"), name, epsilon, f"{name}.normed")
-        return self.node("Reshape", [y, together], f"{name}.out")
 
     def norm(self, x: str, name: str, epsilon: float, output: str) -> str:
         return self.node("RMSNormalization", [x, self.stored(name)], output, epsilon=epsilon)
@@ -106,18 +110,16 @@ def decoder_graph(arch: Architecture, placed: dict[str, Placed]) -> onnx.ModelPr
         caches_in += inputs
         caches_out += outputs
     wanted = b.node("Gather", [x, "rows"], "wanted", axis=0)
-    last = b.norm(wanted, "norm", arch.norm_eps, "last")
     head, cap = "embedding" if arch.tied else "head", arch.final_softcap
+    logits = b.matmul(wanted, head, "uncapped" if cap else "logits", norm="norm", epsilon=arch.norm_eps)
     if cap:
-        b.capped(b.matmul(last, head, "uncapped"), cap, "logits")
-    else:
-        b.matmul(last, head, "logits")
+        b.capped(logits, cap, "logits")
 
     integers = [helper.make_tensor_value_info(n, TensorProto.INT64, [d]) for n, d in
                 (("ids", "T"), ("positions", "T"), ("rows", "R"), ("control", 5))]  # fmt: skip
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["R", arch.vocabulary])
+    result = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["R", arch.vocabulary])
     initializers = [*b.constants, *b.used.values()]
-    graph = helper.make_graph(b.nodes, "decoder", [*integers, *caches_in], [logits, *caches_out], initializers)
+    graph = helper.make_graph(b.nodes, "decoder", [*integers, *caches_in], [result, *caches_out], initializers)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("edgellm", OPERATORS)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="edgellm")
 
@@ -145,9 +147,10 @@ def _block(
 ) -> tuple[str, list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
     at, facts, eps = f"layers.{layer}", arch.layers_as[layer], arch.norm_eps
 
-    def linear(y: str, role: str, output: str, residual: str = "") -> str:
-        bias = b.stored(f"{at}.{role}_bias") if role in arch.biases else ""
-        return b.matmul(y, f"{at}.{role}", output, bias=bias, residual=residual)
+    def linear(y: str, role: str, output: str, residual: str = "", norm: str = "") -> str:
+        bias = b.stored(f"{at}.{role}_bias") if f"{at}.{role}_bias" in b.placed else ""
+        name = f"{at}.{norm}" if norm else ""
+        return b.matmul(y, f"{at}.{role}", output, bias=bias, residual=residual, norm=name, epsilon=eps)
 
     def added(x: str, y: str, role: str, norm: str, output: str) -> str:
         """x plus what attention or MLP gives, normed first where the model has it so."""
@@ -156,22 +159,25 @@ def _block(
         normed = b.norm(linear(y, role, f"{at}.{role}.out"), f"{at}.{norm}", eps, f"{at}.{norm}.out")
         return b.node("Add", [x, normed], output)
 
-    normed = b.norm(x, f"{at}.attention_norm", eps, f"{at}.attention_in")
-    q, k, v = (linear(normed, role, f"{at}.{role}.out") for role in ("q", "k", "v"))
-    if arch.qk_norm:
-        q, k = (b.head_norm(y, f"{at}.{role}_norm", eps, arch.head_dim) for y, role in ((q, "q"), (k, "k")))
+    if f"{at}.qkv" in b.placed:
+        qkv = linear(x, "qkv", f"{at}.qkv.out", norm="attention_norm")
+    else:  # stored in formats of their own
+        parts = [linear(x, role, f"{at}.{role}.out", norm="attention_norm") for role in ("q", "k", "v")]
+        qkv = b.node("Concat", parts, f"{at}.qkv.out", axis=1)
     caches = [f"key.{layer}", f"value.{layer}", f"position.{layer}"]
     results = [f"{name}.out" for name in caches]
     mixed = f"{at}.mixed"
     sizes = dict(heads=arch.heads, kv_heads=arch.kv_heads, head_dim=arch.head_dim, scale=arch.attention_scale)
     sizes |= dict(window=facts.window, softcap=arch.attention_softcap)
-    inputs = [q, k, v, *rotations[facts.rope], "positions", "control", *caches]
+    inputs = [qkv, *rotations[facts.rope], "positions", "control", *caches]
+    if arch.qk_norm:
+        inputs += [b.stored(f"{at}.{role}_norm") for role in ("q", "k")]
+        sizes |= dict(epsilon=eps)
     b.nodes.append(
         helper.make_node("PrunedKVAttention", inputs, [mixed, *results], name=mixed, domain="edgellm", **sizes)
     )
     x = added(x, mixed, "o", "post_attention_norm", f"{at}.attended")
-    normed = b.norm(x, f"{at}.mlp_norm", eps, f"{at}.mlp_in")
-    hidden = b.matmul(normed, f"{at}.gate_up", f"{at}.gated", arch.activation)
+    hidden = b.matmul(x, f"{at}.gate_up", f"{at}.gated", arch.activation, norm=f"{at}.mlp_norm", epsilon=eps)
     x = added(x, hidden, "down", "post_mlp_norm", f"{at}.out")
 
     long = [arch.kv_heads, "capacity", arch.head_dim]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,17 @@ def interleave(gate: Quantized, up: Quantized) -> Quantized:
     double = Format(**{**f.attributes(), "n_out": 2 * f.n_out})
     pairs = ((gate.code, up.code), (gate.scale, up.scale), (gate.minimum, up.minimum), (gate.mask, up.mask))
     return Quantized(double, *(rows(a, b) for a, b in pairs))
+
+
+def stack(parts: Sequence[Quantized]) -> Quantized:
+    """Matrices of one format [n_i, k_in] as one [sum n_i, k_in], in this order (q, k and v as "qkv")."""
+
+    def joined(arrays: list[NDArray[Any] | None]) -> Any:
+        return None if arrays[0] is None else np.concatenate([a for a in arrays if a is not None])
+
+    rows = sum(part.format.n_out for part in parts)
+    fields = ("code", "scale", "minimum", "mask")
+    return Quantized(replace(parts[0].format, n_out=rows), *(joined([getattr(p, f) for p in parts]) for f in fields))
 
 
 def _pad(matrix: NDArray[Any], f: Format, value: int = 0) -> NDArray[Any]:

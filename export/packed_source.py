@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edgellm.export.graph import Placed
+from edgellm.export.plan import QKV
 from edgellm.kernels.layout import PANEL, Format, dequantize, unpack
 
 _WEIGHTS_AT_ONCE = 1 << 22
@@ -27,8 +28,12 @@ class PackedSource:
 
     def matrix(self, name: str, rows: slice | None = None) -> Tensor:
         """float32 [out, in] or these rows of it; gate and up are the halves of each 32 outputs of "gate_up"
-        (pack.interleave)."""
+        (pack.interleave), q, k and v may be rows of "qkv"."""
         layer, _, role = name.rpartition(".")
+        if role in QKV and f"{layer}.qkv" in self._placed:
+            own = self._share(layer, role)
+            begin, end = (0, own.stop - own.start) if rows is None else (rows.start, rows.stop)
+            return torch.cat(list(self._pieces(f"{layer}.qkv", slice(own.start + begin, own.start + end))))
         if role not in ("gate", "up"):
             return torch.cat(list(self._pieces(name, rows)))
         half = [
@@ -39,8 +44,24 @@ class PackedSource:
 
     def vector(self, name: str) -> Tensor:
         """float32 [length]."""
+        layer, _, role = name.rpartition(".")
+        whole = f"{layer}.qkv_bias"
+        if role.removesuffix("_bias") in QKV and whole in self._placed:
+            return self._floats(whole)[self._share(layer, role.removesuffix("_bias"))]
+        return self._floats(name)
+
+    def _floats(self, name: str) -> Tensor:
         at = self._placed[name]
         return torch.from_numpy(np.fromfile(self._data, np.float32, at.nbytes // 4, offset=at.offset))
+
+    def _share(self, layer: str, role: str) -> slice:
+        """The rows of "qkv" that are q, k or v: as many queries as o has inputs, and as many keys as values."""
+        qkv, o = self._placed[f"{layer}.qkv"].format, self._placed[f"{layer}.o"].format
+        assert qkv is not None
+        assert o is not None
+        keys = (qkv.n_out - o.k_in) // 2
+        ends = [0, o.k_in, o.k_in + keys, qkv.n_out]
+        return slice(*ends[QKV.index(role) :][:2])
 
     def _pieces(self, name: str, rows: slice | None) -> Iterator[Tensor]:
         """The wanted rows, some pairs of panels at a time: unpacking takes several times what it gives."""
@@ -63,6 +84,7 @@ def read_placed(bundle: Path) -> dict[str, Placed]:
         if node.op_type in ("NMMatMul", "QuantGather"):
             values: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             values.pop("activation", None)
+            values.pop("epsilon", None)
             words = {key: value.decode() for key, value in values.items() if isinstance(value, bytes)}
             formats[node.input[1]] = Format(**(values | words))
     placed = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -21,9 +21,9 @@ from edgellm.export.fallback import export_with_optimum, outside_the_table
 from edgellm.export.fit import refuse_unfit
 from edgellm.export.graph import DATA, Placed, decoder_graph
 from edgellm.export.journal import fingerprint
-from edgellm.export.pack import interleave, pack
+from edgellm.export.pack import interleave, pack, stack
 from edgellm.export.packed_source import PackedSource
-from edgellm.export.plan import planned_format
+from edgellm.export.plan import QKV, one_format, planned_format
 from edgellm.export.self_written import write_text
 from edgellm.export.verify import parity, prompts_from
 from edgellm.export.vocabulary import embed, slabs
@@ -60,8 +60,9 @@ class _Writing:
         pieces = (pack(compress(config, checkpoint, name, rows=rows)) for rows in slabs(checkpoint.architecture))
         self.bundle.append(name, pieces, planned_format(config, checkpoint, name))
 
-    def vector(self, name: str) -> None:
-        self.bundle.append(name, [self.checkpoint.vector(name).numpy()])
+    def vector(self, name: str, parts: Sequence[str]) -> None:
+        """The checkpoint's vectors of these names, one after another."""
+        self.bundle.append(name, [self.checkpoint.vector(part).numpy() for part in parts])
 
 
 def export(
@@ -152,18 +153,23 @@ def _matrices(writing: _Writing, calibration: Tensor, progress: Progress) -> Non
             x = propagate(arch, layer, load_block(arch, writing.packed, layer), x)
     progress("layers", arch.layers, arch.layers)
     if "norm" not in kept:
-        writing.vector("norm")
+        writing.vector("norm", ["norm"])
         bundle.keep()
 
 
 def _layer(writing: _Writing, layer: int, x: Tensor | None) -> Tensor | None:
     found, x = compress_layer(writing.config, writing.checkpoint, layer, x)
     at = f"layers.{layer}"
-    for role in ("q", "k", "v", "o", "down"):
-        writing.matrix(f"{at}.{role}", found[role])
+    joined = {"qkv": stack([found[role] for role in QKV])} if one_format(found[role].format for role in QKV) else {}
+    for role in (("qkv",) if joined else QKV) + ("o", "down"):
+        writing.matrix(f"{at}.{role}", joined.get(role) or found[role])
     writing.matrix(f"{at}.gate_up", interleave(found["gate"], found["up"]))
-    for role in writing.checkpoint.architecture.vectors:
-        writing.vector(f"{at}.{role}")
+    vectors = writing.checkpoint.architecture.vectors
+    biases = [f"{role}_bias" for role in QKV if joined and f"{role}_bias" in vectors]
+    if biases:
+        writing.vector(f"{at}.qkv_bias", [f"{at}.{bias}" for bias in biases])
+    for role in (role for role in vectors if role not in biases):
+        writing.vector(f"{at}.{role}", [f"{at}.{role}"])
     return x
 
 

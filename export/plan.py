@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from edgellm.export.architectures import role
+from collections.abc import Iterable
+from dataclasses import replace
+
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
 from edgellm.export.graph import Placed
 from edgellm.export.write import ALIGNMENT
 from edgellm.kernels.layout import Format
 
+QKV = ("q", "k", "v")
+
 
 def planned(config: ExportConfig, checkpoint: Checkpoint) -> dict[str, Placed]:
-    """Canonical name -> what the pipeline will place, gate and up as "gate_up".
+    """Canonical name -> what the pipeline will place, gate and up as "gate_up", q, k and v of one format as "qkv".
 
     Formats and sizes are exact; offsets are those of the order of Architecture.tensors. Raises EdgellmError for a size
     no tile holds.
@@ -21,12 +25,17 @@ def planned(config: ExportConfig, checkpoint: Checkpoint) -> dict[str, Placed]:
     for name, (rows, columns) in checkpoint.architecture.tensors():
         form = planned_format(config, checkpoint, name) if columns else None
         at, nbytes, shape = name, 4 * rows, (rows,)
-        if role(name) == "up":
-            continue  # with its gate
+        layer, _, part = name.rpartition(".")
+        joined = part[:1] in QKV and part[1:] in ("", "_bias") and _joins(config, checkpoint, layer)
+        if part == "up" or (joined and part[0] != "q"):
+            continue  # with its gate, or with q
+        if joined:
+            more = sum(checkpoint.architecture.shape(f"{layer}.{other}{part[1:]}")[0] for other in QKV[1:])
+            at, nbytes, shape = f"{layer}.qkv{part[1:]}", nbytes + 4 * more, (rows + more,)
+            form = form and replace(form, n_out=rows + more)
+        if part == "gate" and form is not None:
+            at, form = f"{layer}.gate_up", replace(form, n_out=2 * form.n_out)
         if form is not None:
-            if role(name) == "gate":
-                at = name.removesuffix("gate") + "gate_up"
-                form = Format(**{**form.attributes(), "n_out": 2 * form.n_out})
             nbytes, shape = form.nbytes, (form.nbytes,)
         end += -end % ALIGNMENT
         placed[at] = Placed(end, nbytes, shape, form)
@@ -41,6 +50,15 @@ def planned_format(config: ExportConfig, checkpoint: Checkpoint, name: str) -> F
     if part in ("gate", "up") and len({_alone(config, checkpoint, f"{layer}.{p}") for p in ("gate", "up")}) > 1:
         return config.format(name, checkpoint.architecture.shape(name))  # the fused kernel wants one format
     return chosen
+
+
+def one_format(formats: Iterable[Format]) -> bool:
+    """Whether matrices differ in nothing but their outputs, so that they can be stacked."""
+    return len({replace(form, n_out=16) for form in formats}) == 1
+
+
+def _joins(config: ExportConfig, checkpoint: Checkpoint, layer: str) -> bool:
+    return one_format(planned_format(config, checkpoint, f"{layer}.{part}") for part in QKV)
 
 
 def _alone(config: ExportConfig, checkpoint: Checkpoint, name: str) -> Format:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 LOWEST_ORT_API = 17
 """The lowest ONNX Runtime API version that has every entry the library uses (kernels/ort/abi.h)."""
@@ -27,18 +30,36 @@ def library_path() -> Path:
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(library_path()))
-    library.edgellm_instruction_set.restype = ctypes.c_char_p
-    library.edgellm_use_instruction_set.argtypes = [ctypes.c_char_p]
-    return library
+def library() -> ctypes.CDLL:
+    """The library, loaded once; its functions' types are declared here. Raises as library_path does."""
+    loaded = ctypes.CDLL(str(library_path()))
+    size, real, address = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+    loaded.edgellm_instruction_set.restype = ctypes.c_char_p
+    loaded.edgellm_use_instruction_set.argtypes = [ctypes.c_char_p]
+    loaded.edgellm_sample.argtypes = [address, size, real, size, real, real, real, address, size, real]
+    loaded.edgellm_sample.restype = size
+    loaded.edgellm_uncertainty.argtypes = [address, size, address]
+    loaded.edgellm_uncertainty.restype = None
+    loaded.edgellm_read_bytes.argtypes = [address, ctypes.c_size_t]
+    loaded.edgellm_read_bytes.restype = ctypes.c_uint64
+    return loaded
 
 
 def instruction_set() -> str:
     """The name of the micro-kernels in use: "avx2", "portable", …"""
-    return str(_library().edgellm_instruction_set().decode())
+    return str(library().edgellm_instruction_set().decode())
 
 
 def use_instruction_set(name: str) -> bool:
     """Switch to other micro-kernels, for comparing them; False when this processor or build has none of that name."""
-    return bool(_library().edgellm_use_instruction_set(name.encode()))
+    return bool(library().edgellm_use_instruction_set(name.encode()))
+
+
+def read_bytes(memory: NDArray[Any]) -> int:
+    """Read a contiguous array once, at memory speed; the sum modulo 2**64 of its 64-bit words, and of its last bytes.
+
+    The GIL is free meanwhile, so that threads read side by side.
+    """
+    if not memory.flags.c_contiguous:
+        raise ValueError("read_bytes needs a contiguous array")
+    return int(library().edgellm_read_bytes(memory.ctypes.data, memory.nbytes))

@@ -29,6 +29,12 @@ def gelu_tanh(x: F32) -> F32:
     return y
 
 
+def rms_norm(x: F32, weight: F32, epsilon: float) -> F32:
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension (arXiv 1910.07467)."""
+    y: F32 = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon) * weight
+    return y
+
+
 ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu_tanh}
 
 
@@ -39,9 +45,11 @@ def nm_matmul(
     activation: str = "none",
     bias: F32 | None = None,
     residual: F32 | None = None,
+    norm: F32 | None = None,
+    epsilon: float = 0.0,
 ) -> F32:
     """NMMatMul: y = x W^T + bias + residual for x [T, k_in] -> y [T, n_out]; bias [n_out] and residual [T, n_out] are
-    optional.
+    optional, and so is norm [k_in]: then rms_norm(x, norm, epsilon) is multiplied.
 
     With an activation, W's outputs are 16 gate, 16 up, 16 gate, … and y = act(gate) * up, [T, n_out/2]; nothing is
     added then.
@@ -49,6 +57,8 @@ def nm_matmul(
     dwarfs the others, so that a 30-layer model's logits stay within 1e-3 of these (8 bits were tried: 5e-2, and greedy
     text differs).
     """
+    if norm is not None:
+        x = rms_norm(x, norm, epsilon)
     y = x @ dequantize(unpack(tiles, f)).T
     if activation == "none":
         y = y if bias is None else y + bias
@@ -104,24 +114,30 @@ def commit(cache: Cache, control: NDArray[np.int64]) -> int:
 
 
 def pruned_kv_attention(
-    q: F32, k: F32, v: F32, cos: F32, sin: F32, positions: NDArray[np.int64], control: NDArray[np.int64],
-    cache: Cache, scale: float, window: int = 0, softcap: float = 0.0,
+    qkv: F32, cos: F32, sin: F32, positions: NDArray[np.int64], control: NDArray[np.int64], cache: Cache,
+    scale: float, window: int = 0, softcap: float = 0.0,
+    q_norm: F32 | None = None, k_norm: F32 | None = None, epsilon: float = 0.0,
 ) -> F32:  # fmt: skip
     """PrunedKVAttention: commit the last run's accepted tokens, stage these T, attend; the cache changes in place.
 
-    q [T, heads*head_dim], k and v [T, kv_heads*head_dim], cos and sin [T, rotary/2], positions [T] -> y like q.
-    Token t sees all committed tokens and the staged ones up to itself: y = softmax(scale * q k^T) v, a group of
-    heads/kv_heads query heads sharing a KV head. Keys and values are read back from the cache, so at fp16.
+    qkv [T, (heads + 2*kv_heads) * head_dim], a token's query heads, then its keys, then its values; cos and sin
+    [T, rotary/2], positions [T] -> y [T, heads*head_dim]. q_norm and k_norm [head_dim], where the model has them, norm
+    each head of q and k before rotation. Token t sees all committed tokens and the staged ones up to itself:
+    y = softmax(scale * q k^T) v, a group of heads/kv_heads query heads sharing a KV head. Keys and values are read back
+    from the cache, so at fp16.
     window: a token sees only positions above its own less `window` (0: all). softcap: logits become
     softcap * tanh(logits / softcap) before softmax (0: they stay).
     """
     committed = commit(cache, control)
-    budget, steps = int(control[2]), len(q)
+    budget, steps = int(control[2]), len(qkv)
     kv_heads, _, head_dim = cache.key.shape
-    q = rotate(q.reshape(steps, -1, head_dim), cos, sin)
+    all_heads = qkv.reshape(steps, -1, head_dim)
+    q, k, v = np.split(all_heads, [all_heads.shape[1] - 2 * kv_heads, all_heads.shape[1] - kv_heads], axis=1)
+    q, k = (x if norm is None else rms_norm(x, norm, epsilon) for x, norm in ((q, q_norm), (k, k_norm)))
+    q = rotate(q, cos, sin)
     staged = slice(budget, budget + steps)
-    cache.key[:, staged] = rotate(k.reshape(steps, kv_heads, head_dim), cos, sin).transpose(1, 0, 2)
-    cache.value[:, staged] = v.reshape(steps, kv_heads, head_dim).transpose(1, 0, 2)
+    cache.key[:, staged] = rotate(k, cos, sin).transpose(1, 0, 2)
+    cache.value[:, staged] = v.transpose(1, 0, 2)
     cache.position[:, staged] = positions
     y = np.empty_like(q)
     group = q.shape[1] // kv_heads

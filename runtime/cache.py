@@ -14,6 +14,7 @@ from edgellm.runtime.errors import UsageError
 
 POLICIES = {"full": 0, "window": 1}
 SINKS = 4  # StreamingLLM (arXiv:2309.17453) keeps the first four tokens
+CONTROL = 5  # numbers in the graph's control input
 FORMS = "Expected full, full:BUDGET or window:BUDGET, e.g. --kv window:512"
 
 
@@ -87,9 +88,14 @@ class CacheLayout:
         return found
 
     @property
+    def slot_bytes(self) -> int:
+        """Bytes of one token's slots in all layers."""
+        return self.layers * self.kv_heads * (2 * self.head_dim * 2 + 4)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        return self.layers * self.kv_heads * self.capacity * (2 * self.head_dim * 2 + 4)
+        return self.capacity * self.slot_bytes
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 import click
@@ -17,6 +16,7 @@ VERBS = {
     "chat": ("edgellm.runtime.commands.chat:command", "Talk with the model."),
     "cache-prompt": ("edgellm.runtime.commands.cache_prompt:command", "Save a prompt's KV cache to a file."),
     "eval": ("edgellm.runtime.commands.eval:command", "Perplexity and bits per byte of a text."),
+    "bench": ("edgellm.runtime.commands.bench:command", "How fast a bundle is here, and how near to the bound."),
     "inspect": ("edgellm.runtime.commands.inspect:command", "What a bundle holds, and its sizes."),
     "devices": ("edgellm.runtime.commands.devices:command", "Boards that bundles are made for, and this machine."),
     "doctor": ("edgellm.runtime.commands.doctor:command", "Check this machine and installation."),
@@ -79,14 +79,29 @@ def fail(error: EdgellmError) -> NoReturn:
 
 def tool_version() -> str:
     """The installed version of edgellm, "unknown" for a bare source tree."""
+    from importlib.metadata import PackageNotFoundError, version  # late: it takes as long as click itself
+
     try:
         return version("edgellm")
     except PackageNotFoundError:
         return "unknown"
 
 
+def _say_version(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(f"edgellm, version {tool_version()}")
+        context.exit()
+
+
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(tool_version(), prog_name="edgellm")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_say_version,
+    help="Show the version and exit.",
+)
 def main() -> None:
     """Put a language model on a small device: export a bundle, then run it without torch.
 

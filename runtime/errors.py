@@ -37,3 +37,9 @@ class ContextError(EdgellmError):
 
 class PromptCacheError(EdgellmError):
     """A prompt cache file that is damaged, or of another model or KV policy."""
+
+
+def no_library(error: FileNotFoundError) -> EdgellmError:
+    """The error to raise where the native library is not installed."""
+    hint = "Install a wheel that has it: pip install --force-reinstall edgellm"
+    return EdgellmError(f"the operator library is missing: {error}", hint)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
 from edgellm.runtime.backend import Backend
 from edgellm.runtime.bundle_files import AGAIN, CHAT_TEMPLATE, NAME
 from edgellm.runtime.cache import CacheLayout, KVPolicy, kv_policy, parse_kv
-from edgellm.runtime.chat import Chat
 from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
 from edgellm.runtime.manifest import read_manifest
 from edgellm.runtime.schema import Manifest
 from edgellm.runtime.session import Session
 from edgellm.runtime.tokenizer import read_tokenizer
+
+if TYPE_CHECKING:
+    from edgellm.runtime.chat import Chat
 
 CHUNK = 256  # tokens a prefill run: the staging area's size
 
@@ -37,10 +40,11 @@ def load(
     model = manifest.model
     policy = _default_policy(manifest) if kv is None else parse_kv(kv, model.context)
     tokenizer = read_tokenizer(folder, model.vocabulary)
-    chat = _read_chat(folder, manifest, tokenizer)
     layout = CacheLayout(policy, min(CHUNK, model.context), model.layers, model.kv_heads, model.head_dim)
     backend = _backend(folder, manifest, layout, threads)
-    return Session(manifest, tokenizer, backend, policy, layout.staging, chat)
+    return Session(
+        manifest, tokenizer, backend, policy, layout.staging, lambda: _read_chat(folder, manifest, tokenizer)
+    )
 
 
 def _backend(folder: Path, manifest: Manifest, layout: CacheLayout, threads: int | None) -> Backend:
@@ -64,6 +68,8 @@ def _default_policy(manifest: Manifest) -> KVPolicy:
 
 def _read_chat(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> Chat | None:
     """Compile the template and render the frozen samples again."""
+    from edgellm.runtime.chat import Chat  # late: jinja2 is slow to import
+
     if not manifest.has_chat_template:
         return None
     try:

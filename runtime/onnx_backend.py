@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from edgellm.runtime.cache import CacheLayout
-from edgellm.runtime.errors import EdgellmError
+from edgellm.runtime.cache import CONTROL, CacheLayout
+from edgellm.runtime.errors import EdgellmError, no_library
 from edgellm.runtime.onnx_graph import check_ends, failed, first_line, open_graph
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
@@ -28,11 +28,13 @@ class OnnxBackend:
     def __init__(self, folder: Path, layout: CacheLayout, vocabulary: int, threads: int | None = None) -> None:
         import onnxruntime
 
-        self._ort: Any = onnxruntime
+        self._value: Any = onnxruntime.OrtValue.ortvalue_from_numpy
         self._vocabulary = vocabulary
         self._layout = layout
         self._session: Any = self._open(folder, threads)
         self._binding = self._session.io_binding()
+        self._inputs: list[NDArray[np.int64]] = []  # ids, positions, rows, control, of the sizes in self._bound
+        self._bound = (0, 0)
         self._buffers: dict[str, NDArray[Any]] = {}
         self._bind_cache()
 
@@ -49,13 +51,14 @@ class OnnxBackend:
         control: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         """See Backend.step; the returned array [R, vocabulary] is the caller's."""
-        value, binding = self._ort.OrtValue.ortvalue_from_numpy, self._binding
         logits = np.empty((len(rows), self._vocabulary), np.float32)
         try:
-            for name, array in (("ids", ids), ("positions", positions), ("rows", rows), ("control", control)):
-                binding.bind_ortvalue_input(name, value(np.ascontiguousarray(array, np.int64)))
-            binding.bind_ortvalue_output("logits", value(logits))
-            self._session.run_with_iobinding(binding)
+            if (len(ids), len(rows)) != self._bound:
+                self._bind_inputs(len(ids), len(rows))
+            for buffer, given in zip(self._inputs, (ids, positions, rows, control), strict=True):
+                buffer[:] = given
+            self._binding.bind_ortvalue_output("logits", self._value(logits))
+            self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise failed(error) from error
         return logits
@@ -87,6 +90,13 @@ class OnnxBackend:
         )
         return session
 
+    def _bind_inputs(self, tokens: int, rows: int) -> None:
+        """Bind buffers for runs of `tokens` and `rows`; runs alike, as decoding's are, only fill them again."""
+        self._inputs = [np.empty(size, np.int64) for size in (tokens, tokens, rows, CONTROL)]
+        for name, buffer in zip(("ids", "positions", "rows", "control"), self._inputs, strict=True):
+            self._binding.bind_ortvalue_input(name, self._value(buffer))
+        self._bound = (tokens, rows)
+
     def _bind_cache(self) -> None:
         for name, shape, dtype in self._layout.buffers():
             try:
@@ -96,7 +106,7 @@ class OnnxBackend:
                 raise EdgellmError(f"no memory for a KV cache of {size:.0f} MiB", "Try --kv window:512.") from None
             if name.startswith("position."):
                 buffer.fill(-1)
-            value = self._ort.OrtValue.ortvalue_from_numpy(buffer)
+            value = self._value(buffer)
             self._binding.bind_ortvalue_input(name, value)
             self._binding.bind_ortvalue_output(f"{name}.out", value)
             self._buffers[name] = buffer
@@ -111,8 +121,7 @@ def register_operators(options: Any) -> Path:
     try:
         path = library_path()
     except FileNotFoundError as error:
-        hint = "Install a wheel that has it: pip install --force-reinstall edgellm"
-        raise EdgellmError(f"the operator library is missing: {error}", hint) from None
+        raise no_library(error) from None
     try:
         options.register_custom_ops_library(str(path))
     except Exception as error:

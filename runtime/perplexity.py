@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.kernels.sample import uncertainty
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.session import Progress, Session
 
@@ -68,10 +69,7 @@ def _window_nats(session: Session, ids: list[int]) -> float:
 
 def surprise(logits: NDArray[np.float32], ids: NDArray[np.int64]) -> float:
     """Sum of -ln softmax(logits [T, V])[ids [T]], in nats."""
-    top = logits.max(axis=1, keepdims=True)
-    sums = np.exp(logits - top).sum(axis=1, dtype=np.float64)
-    chosen = np.take_along_axis(logits, ids[:, None], axis=1)[:, 0] - top[:, 0]
-    return float((np.log(sums) - chosen).sum())
+    return sum(uncertainty(row).log_sum_exp - float(row[token]) for row, token in zip(logits, ids, strict=True))
 
 
 def _bytes(session: Session, ids: list[int]) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,13 @@ from tokenizers import Tokenizer
 
 from edgellm.runtime.backend import Backend
 from edgellm.runtime.cache import CacheLayout, Cursor, KVPolicy
-from edgellm.runtime.chat import Chat, Message
 from edgellm.runtime.errors import ContextError, UsageError
 from edgellm.runtime.generation import Generation, Result
 from edgellm.runtime.sampling import Sampler, Sampling
 from edgellm.runtime.schema import Manifest
+
+if TYPE_CHECKING:  # jinja2 is slow to import, and only conversations need it
+    from edgellm.runtime.chat import Chat, Message
 
 Progress = Callable[[int, int], None]  # (tokens done, tokens in all)
 LOGITS_AT_ONCE = 1 << 23  # of all rows: a chunk times a vocabulary of 262k would be hundreds of megabytes
@@ -27,7 +30,7 @@ class Session:
     """One sequence over a backend. Not for concurrent use: a step changes the cache in place.
 
     tokens: ids [n] fed so far; reused_tokens: how many of them the last `extend` found in the cache.
-    staging: the most tokens of one run. chat: the template, or None.
+    staging: the most tokens of one run. read_chat: reads the template, when a conversation first asks for it.
     """
 
     def __init__(
@@ -37,18 +40,23 @@ class Session:
         backend: Backend,
         policy: KVPolicy,
         staging: int,
-        chat: Chat | None = None,
+        read_chat: Callable[[], Chat | None] = lambda: None,
     ) -> None:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.policy = policy
-        self.chat = chat
         self.tokens: list[int] = []
         self.reused_tokens = 0
         self.generation: Generation | None = None  # the one that may decode
         self._backend = backend
         self._cursor = Cursor(policy)
         self._staging = staging
+        self._read_chat = read_chat
+
+    @cached_property
+    def chat(self) -> Chat | None:
+        """The chat template, or None. Raises BundleError when it is damaged or renders the frozen samples otherwise."""
+        return self._read_chat()
 
     @property
     def kv_bytes(self) -> int:
@@ -72,7 +80,8 @@ class Session:
         return ids
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation up to where the answer begins. Raises UsageError for a bundle without a template."""
+        """Ids of a conversation up to where the answer begins. Raises UsageError for a bundle without a template, and
+        as `chat` does."""
         if self.chat is None:
             raise UsageError("this bundle has no chat template", "Use it without --chat: it continues plain text.")
         ids: list[int] = self.tokenizer.encode(self.chat.render(messages), add_special_tokens=False).ids

@@ -13,7 +13,7 @@ from edgellm.runtime.errors import BundleError
 def read_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
     """Read tokenizer.json without its padding and truncation, which are for training batches.
 
-    Raises BundleError when it cannot be read or has ids that the model's `vocabulary` lacks.
+    Raises BundleError when it cannot be read or has more tokens than the model's `vocabulary`.
     """
     try:
         tokenizer: Tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
@@ -21,7 +21,7 @@ def read_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
         raise BundleError(f"{TOKENIZER} cannot be read: {error}", AGAIN) from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if not 0 <= highest < vocabulary:
-        raise BundleError(f"{TOKENIZER} has ids up to {highest}; the model's vocabulary is {vocabulary}", AGAIN)
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    if not 0 < size <= vocabulary:
+        raise BundleError(f"{TOKENIZER} has {size} tokens; the model's vocabulary is {vocabulary}", AGAIN)
     return tokenizer

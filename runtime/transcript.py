@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from edgellm.runtime.chat import Message
 from edgellm.runtime.generation import Result
 from edgellm.runtime.session import Session
+
+if TYPE_CHECKING:
+    from edgellm.runtime.chat import Message
 
 
 class Transcript:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import reprlib
 import types
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -42,10 +43,13 @@ def _read(kind: Any, value: object, where: str) -> Any:
     return _plain(kind, value, where)
 
 
+_hints = functools.cache(get_type_hints)
+
+
 def _object(kind: Any, value: object, where: str) -> Any:
     if not isinstance(value, dict):
         raise _wrong(value, where, "an object")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     found: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         inner = f"{where}.{field.name}" if where else field.name

@@ -40,7 +40,7 @@ def test_the_guard_sees_a_socket_of_python_and_of_native_code() -> None:
     assert native.returncode == -signal.SIGSYS
 
 
-@pytest.mark.parametrize("verb", ["generate", "chat", "eval", "cache-prompt", "inspect", "doctor"])
+@pytest.mark.parametrize("verb", ["generate", "chat", "eval", "cache-prompt", "bench", "inspect", "doctor"])
 def test_the_runtime_opens_no_socket(bundle: Path, tmp_path: Path, verb: str) -> None:
     (tmp_path / "text").write_text(TEXT, encoding="utf-8")
     threads = ["--threads", "1"]
@@ -49,6 +49,7 @@ def test_the_runtime_opens_no_socket(bundle: Path, tmp_path: Path, verb: str) ->
         "chat": ["-n", "4", *threads],
         "eval": ["--text", tmp_path / "text", "--window", "32", *threads],
         "cache-prompt": ["-p", "The sea", "-o", tmp_path / "cache", *threads],
+        "bench": ["--prompt-tokens", "8", "--new-tokens", "2", "--runs", "1", *threads],
         "inspect": ["--verify"],
         "doctor": [],
     }[verb]

@@ -20,7 +20,8 @@
 namespace edgellm {
 namespace {
 
-constexpr int64_t kBlock = 64;     // slots widened to float32 at once: keys and values of 64 dimensions stay in L1
+constexpr int64_t kBlock = 32;     // slots widened to float32 at once: keys and values of 64 dimensions stay in L1
+constexpr int64_t kFewRows = 8;   // rows that read halves; more share keys and values that were widened once
 constexpr int64_t kSegment = 256;  // slots a task of decoding
 constexpr int64_t kRows = 24;      // query rows (tokens times heads of a group) a task of prefill
 constexpr int64_t kInline = 1 << 16;  // multiplications that are not worth waking a thread for
@@ -58,7 +59,7 @@ struct Task {
   const Attention& a;
   const KVCache& cache;
   const Seen& seen;
-  const Queries& queries;
+  const Tokens& run;
   int64_t head, first, tokens;
 
   int64_t group() const { return a.heads / a.kv_heads; }
@@ -69,10 +70,9 @@ struct Task {
   std::vector<float> rotated() const {
     std::vector<float> q(size_t(rows() * a.head_dim));
     for (int64_t row = 0; row < rows(); ++row) {
-      const int64_t t = first + row / group(), from = t * a.heads + head * group() + row % group();
+      const int64_t t = first + row / group();
       float* to = &q[size_t(row * a.head_dim)];
-      rotate(queries.q + from * a.head_dim, queries.cos + t * queries.half, queries.sin + t * queries.half,
-             queries.half, a.head_dim, to);
+      turn(a, run, t, head_of(a, run, t, head * group() + row % group()), run.q_norm, to);
       for (int64_t i = 0; i < a.head_dim; ++i) to[i] *= a.scale;
     }
     return q;
@@ -80,32 +80,39 @@ struct Task {
 
   void segment(const float* q, int64_t begin, int64_t end, Partial& out, const Isa& isa) const {
     static thread_local std::vector<float> key, value, s;  // grow to the largest once, then stay
-    const int64_t dim = a.head_dim;
-    key.resize(size_t(kBlock * dim));
-    value.resize(key.size());
+    const int dim = int(a.head_dim), stride = int(kBlock), count = int(rows());
+    const bool few = rows() <= kFewRows;
+    if (!few) key.resize(size_t(kBlock * dim)), value.resize(key.size());
     s.resize(size_t(rows() * kBlock));
     for (int64_t from = begin; from < end; from += kBlock) {
       const int64_t n = std::min(kBlock, end - from);
       if (a.window && !near(from, n)) continue;
       // Committed and staged slots each lie side by side.
-      const int64_t first_part = std::max<int64_t>(0, std::min(n, seen.committed - from));
-      widen(from, first_part, 0, key, value, isa);
-      widen(from + first_part, n - first_part, first_part, key, value, isa);
-      isa.scores(q, int(rows()), key.data(), int(n), int(dim), s.data(), int(kBlock));
+      const int64_t split = std::max<int64_t>(0, std::min(n, seen.committed - from));
+      const int parts[2][2] = {{0, int(split)}, {int(split), int(n - split)}};
+      for (const auto& [at, size] : parts) {
+        if (!size) continue;
+        const uint16_t *keys = cache.key + place(from + at), *values = cache.value + place(from + at);
+        if (few) {
+          isa.scores_half(q, count, keys, size, dim, s.data() + at, stride);
+        } else {
+          isa.from_half(keys, key.data() + at * dim, size * dim);
+          isa.from_half(values, value.data() + at * dim, size * dim);
+        }
+      }
+      if (!few) isa.scores(q, count, key.data(), int(n), dim, s.data(), stride);
       for (int64_t row = 0; row < rows(); ++row) weigh(row, from, n, &s[size_t(row * kBlock)], out, isa);
-      isa.mix(s.data(), int(kBlock), int(rows()), value.data(), int(n), int(dim), out.y.data());
+      if (!few) isa.mix(s.data(), stride, count, value.data(), int(n), dim, out.y.data());
+      for (const auto& [at, size] : parts)
+        if (few && size) isa.mix_half(s.data() + at, stride, count, cache.value + place(from + at), size, dim, out.y.data());
     }
   }
 
  private:
-  void widen(int64_t from, int64_t n, int64_t to, std::vector<float>& key, std::vector<float>& value,
-             const Isa& isa) const {
-    const int64_t dim = a.head_dim, at = (head * cache.capacity + seen.slot(from)) * dim;
-    isa.from_half(cache.key + at, key.data() + to * dim, int(n * dim));
-    isa.from_half(cache.value + at, value.data() + to * dim, int(n * dim));
-  }
+  // Where slot i of those seen lies in key and value.
+  int64_t place(int64_t i) const { return (head * cache.capacity + seen.slot(i)) * a.head_dim; }
 
-  int64_t oldest(int64_t t) const { return queries.positions[t] - a.window + 1; }
+  int64_t oldest(int64_t t) const { return run.positions[t] - a.window + 1; }
 
   // Whether any token of the task sees any of these slots.
   bool near(int64_t from, int64_t n) const {
@@ -137,14 +144,14 @@ struct Task {
 
 }  // namespace
 
-void attend(const Attention& a, const KVCache& cache, const Seen& seen, const Queries& queries, float* y,
+void attend(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens, float* y,
             const Pool& pool) {
   const Isa& isa = edgellm::isa();
   const int64_t dim = a.head_dim, group = a.heads / a.kv_heads, per_task = std::max<int64_t>(1, kRows / group);
   const int64_t runs = (seen.steps + per_task - 1) / per_task;
   auto task = [&](int64_t head, int64_t run) {
     const int64_t first = run * per_task;
-    return Task{a, cache, seen, queries, head, first, std::min(per_task, seen.steps - first)};
+    return Task{a, cache, seen, tokens, head, first, std::min(per_task, seen.steps - first)};
   };
   auto write = [&](const Task& t, const Partial& sum) {
     for (int64_t row = 0; row < t.rows(); ++row) {

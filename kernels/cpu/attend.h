@@ -1,8 +1,10 @@
 // Attention of this run's queries over the kept slots, once keys and values are staged.
 #pragma once
 #include <algorithm>
+#include <vector>
 
 #include "kernels/cpu/operators.h"
+#include "kernels/cpu/rms_norm.h"
 
 namespace edgellm {
 
@@ -12,19 +14,26 @@ struct Seen {
   int64_t slot(int64_t i) const { return i < committed ? i : budget + i - committed; }
 };
 
-// q [steps, heads * head_dim], not rotated yet; cos, sin [steps, half]; positions [steps].
-struct Queries {
-  const float *q, *cos, *sin;
-  int64_t half;
-  const int64_t* positions;
-};
-
 // y [steps, heads * head_dim] = softmax(scale * q . key) value
-void attend(const Attention& a, const KVCache& cache, const Seen& seen, const Queries& queries, float* y,
+void attend(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens, float* y,
             const Pool& pool);
 
-// Rotary embedding of one head, rotate-half order; dimensions from 2 * half on pass.
-inline void rotate(const float* x, const float* cos, const float* sin, int64_t half, int64_t head_dim, float* y) {
+// Head `head` of token t's query, key and value heads, [head_dim] of its qkv.
+inline const float* head_of(const Attention& a, const Tokens& tokens, int64_t t, int64_t head) {
+  return tokens.qkv + (t * (a.heads + 2 * a.kv_heads) + head) * a.head_dim;
+}
+
+// A head of token t, x [head_dim], normed (norm may be null) and rotated: rotary embedding in rotate-half order;
+// dimensions from 2 * half on pass.
+inline void turn(const Attention& a, const Tokens& tokens, int64_t t, const float* x, const float* norm, float* y) {
+  const float *cos = tokens.cos + t * tokens.half, *sin = tokens.sin + t * tokens.half;
+  const int64_t half = tokens.half, head_dim = a.head_dim;
+  static thread_local std::vector<float> normed;
+  if (norm) {
+    normed.resize(size_t(head_dim));
+    rms_norm(x, norm, tokens.epsilon, head_dim, normed.data());
+    x = normed.data();
+  }
   for (int64_t i = 0; i < half; ++i) {
     y[i] = x[i] * cos[i] - x[half + i] * sin[i];
     y[half + i] = x[half + i] * cos[i] + x[i] * sin[i];

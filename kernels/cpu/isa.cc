@@ -1,12 +1,14 @@
 // Chooses the instruction set at run time from the processor's features.
 #include "kernels/cpu/isa.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #include <atomic>
 #include <cstring>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
 
 namespace edgellm {
 namespace {
@@ -29,6 +31,10 @@ bool avx512_vnni() {
   return avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
          __builtin_cpu_supports("avx512vbmi2");
 }
+#elif defined(__aarch64__)
+// HWCAP_ASIMDDP; HWCAP2_I8MM, which old headers lack
+bool dotprod() { return getauxval(AT_HWCAP) & 1 << 20; }
+bool i8mm() { return dotprod() && getauxval(AT_HWCAP2) & 1 << 13; }
 #endif
 
 struct Candidate {
@@ -40,6 +46,8 @@ struct Candidate {
 const Candidate kAll[] = {
 #if defined(__x86_64__)
     {kAvx512Vnni, avx512_vnni}, {kAvx512, avx512}, {kAvxVnni, avx_vnni}, {kAvx2, avx2},
+#elif defined(__aarch64__)
+    {kNeonI8mm, i8mm}, {kNeonDotprod, dotprod},
 #endif
     {kPortable, [] { return true; }}};
 

@@ -1,14 +1,17 @@
-// The small interface that every instruction set fills in, one folder or file each (isa_portable.cc, avx2/).
+// The small interface that every instruction set fills in, one folder or file each (isa_portable.cc, avx2/, avx512/, neon/).
 //
 // Activations are int16, one scale per row and 64 inputs; of every four inputs the order is 0 2 1 3 (kPlace), so that
 // the low and the high bytes of 16-bit lanes of packed weights meet pairs of them. A decode kernel that wants another
-// order has its tiles arranged first.
+// order has its tiles arranged first. An instruction set may have another order altogether, where its own quantize,
+// arrange, decoders and accumulate agree: 128 bytes a tile, each half of them one half of its inputs (neon/neon.h).
 #pragma once
 #include "kernels/layout.h"
 
 namespace edgellm {
 
 constexpr int kPlace[4] = {0, 2, 1, 3};  // where input i of a quad lies
+
+constexpr int kTop = 127 * 256 + 127;  // the largest code: as 256 * high + low, both fit a signed byte
 
 // One row of activations as a panel reads it. Steps from tile to tile are `rows` entries: rows lie side by side.
 struct Row {
@@ -51,7 +54,7 @@ struct Isa {
   void (*accumulate)(const int8_t* weight, int quads, const float* w_scale, const float* minimum, const int16_t* x,
                      const float* x_scale, const float* sum, int rows, float* acc);
 
-  // q[4j + kPlace[i]] = round(x[4j + i] / scale) for 64 inputs, scale = max|x| / most_code.
+  // q[4j + kPlace[i]] = round(x[4j + i] / scale) for 64 inputs, scale = max|x| / kTop.
   // left, unless null, becomes x - scale * code, in the order of x.
   Part (*quantize)(const float* x, int16_t* q, float* left);
 
@@ -59,6 +62,9 @@ struct Isa {
   // the largest of s;  s[j] = exp(s[j] - most), and their sum. q, y [rows][dim], key, value [n][dim]; s and p are `stride` apart.
   void (*scores)(const float* q, int rows, const float* key, int n, int dim, float* s, int stride);
   void (*mix)(const float* p, int stride, int rows, const float* value, int n, int dim, float* y);
+  // The same of key and value in half precision, to the same bits: few rows do not pay for widening them first.
+  void (*scores_half)(const float* q, int rows, const uint16_t* key, int n, int dim, float* s, int stride);
+  void (*mix_half)(const float* p, int stride, int rows, const uint16_t* value, int n, int dim, float* y);
   float (*largest)(const float* s, int n);
   float (*exponentials)(float* s, int n, float most);
 
@@ -69,8 +75,6 @@ struct Isa {
   // Half precision and back, for any n.
   void (*to_half)(const float* x, uint16_t* y, int n);
   void (*from_half)(const uint16_t* x, float* y, int n);
-
-  float most_code = 32767;  // what quantize makes of the largest of 64 inputs
 };
 
 // What unpack subtracts so that a code fits int8: the zero point, or 128 for 8 bits with a minimum, 0 for 4 with one.
@@ -79,6 +83,8 @@ inline int offset(const Format& f) { return f.minimum && f.bits == 4 ? 0 : f.zer
 extern const Isa kPortable;
 #if defined(__x86_64__)
 extern const Isa kAvx2, kAvxVnni, kAvx512, kAvx512Vnni;
+#elif defined(__aarch64__)
+extern const Isa kNeonDotprod, kNeonI8mm;
 #endif
 
 // The best instruction set this processor has, chosen once; `use` overrides it (tests compare paths), false: not here.

@@ -73,11 +73,11 @@ void accumulate(const int8_t* weight, int quads, const float* w_scale, const flo
 Part quantize(const float* x, int16_t* q, float* left) {
   float most = 0;
   for (int i = 0; i < kTile; ++i) most = std::fmax(most, std::fabs(x[i]));
-  if (!(most > 1e-30f)) most = 0;  // 32767 / most would overflow
-  const float inverse = most > 0 ? 32767.0f / most : 0;
-  Part part{most / 32767.0f, {}, {}, 0};
+  if (!(most > 1e-30f)) most = 0;  // kTop / most would overflow
+  const float inverse = most > 0 ? kTop / most : 0;
+  Part part{most / kTop, {}, {}, 0};
   for (int i = 0; i < kTile; ++i) {
-    const auto code = int16_t(std::lrintf(std::fmin(std::fmax(x[i] * inverse, -32767.0f), 32767.0f)));
+    const auto code = int16_t(std::lrintf(std::fmin(std::fmax(x[i] * inverse, float(-kTop)), float(kTop))));
     q[i / 4 * 4 + kPlace[i % 4]] = code;
     if (left) left[i] = x[i] - part.scale * float(code);
     part.sum[2 * i / kTile] += x[i];
@@ -123,19 +123,24 @@ uint16_t float_to_half(float x) {
   return sign | uint16_t((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13);
 }
 
-void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride) {
+float widened(float x) { return x; }
+float widened(uint16_t x) { return half_to_float(x); }
+
+template <typename T>
+void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride) {
   for (int row = 0; row < rows; ++row)
     for (int j = 0; j < n; ++j) {
       float sum = 0;
-      for (int i = 0; i < dim; ++i) sum += q[row * dim + i] * key[j * dim + i];
+      for (int i = 0; i < dim; ++i) sum += q[row * dim + i] * widened(key[j * dim + i]);
       s[row * stride + j] = sum;
     }
 }
 
-void mix(const float* p, int stride, int rows, const float* value, int n, int dim, float* y) {
+template <typename T>
+void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y) {
   for (int row = 0; row < rows; ++row)
     for (int j = 0; j < n; ++j)
-      for (int i = 0; i < dim; ++i) y[row * dim + i] += p[row * stride + j] * value[j * dim + i];
+      for (int i = 0; i < dim; ++i) y[row * dim + i] += p[row * stride + j] * widened(value[j * dim + i]);
 }
 
 float largest(const float* s, int n) {
@@ -171,7 +176,7 @@ void from_half(const uint16_t* x, float* y, int n) {
 
 }  // namespace
 
-const Isa kPortable = {"portable", decoder, arrange, unpack,    accumulate, quantize, scores, mix,
-                       largest,    exponentials, silu, gelu_tanh,  to_half,  from_half};
+const Isa kPortable = {"portable",   decoder, arrange,       unpack, accumulate, quantize, scores<float>, mix<float>,
+                       scores<uint16_t>, mix<uint16_t>, largest, exponentials, silu, gelu_tanh, to_half, from_half};
 
 }  // namespace edgellm

@@ -1,17 +1,14 @@
-// NMMatMul: y[t, o] = act( sum_i x[t, i] * w[o, i] ) + bias[o] + residual[t, o], w from packed tiles.
+// NMMatMul: y[t, o] = act( sum_i x[t, i] * w[o, i] ) + bias[o] + residual[t, o], w from packed tiles, x normed before
+// where there is a norm.
 //
 //   sum_i x w = sum over groups g of  x_scale * w_scale[o, g] * sum_i q_x[i] * (code[o, i] - offset)
 //                                   + minimum'[o, g] * sum_i x[i]                    (zero = "min" only)
 //
-// x becomes int16 once; every panel of 16 outputs is then independent. A tile is unpacked once for a block of rows.
-// Where one input dwarfs the others of its 64 (the massive activations of attention sinks, arXiv 2402.17762), what
-// rounding left over becomes a second int16 plane, added by a second pass: rare, and 15 bits of the rest are kept.
+// x becomes int16 once (rows.h); every panel of 16 outputs is then independent. A tile is unpacked once for a block of
+// rows.
 #include <algorithm>
-#include <cmath>
-#include <vector>
 
-#include "kernels/cpu/isa.h"
-#include "kernels/cpu/operators.h"
+#include "kernels/cpu/rows.h"
 #include "kernels/cpu/tile_scales.h"
 
 namespace edgellm {
@@ -20,63 +17,6 @@ namespace {
 constexpr int kRowBlock = 64;           // rows that share an unpacked tile: x, acc and the tile stay in L1
 constexpr int64_t kFewRows = 4;         // read the panel again from L1 instead of unpacking it
 constexpr size_t kTaskBytes = 1 << 15;  // weight bytes times rows worth a task
-constexpr float kDwarfed = 64;          // times the others' root mean square: above, a second plane
-
-// Activations as int16: q [tile][row][64], scale [tile][row], sum and codes [tile][group][row]. rest and rest_scale, like
-// q and scale, are the second plane; rest_scale is 0 where there is none.
-struct Rows {
-  std::vector<int16_t> q, rest;
-  std::vector<float> scale, rest_scale, sum;
-  std::vector<int32_t> codes;
-  int64_t rows = 0, groups = 1;  // groups a tile
-  bool any_rest = false;
-
-  Row row(int64_t i) const { return {&q[size_t(i * kTile)], &scale[size_t(i)], &sum[size_t(i)], &codes[size_t(i)], rows}; }
-
-  // decoded: a decoder will read q, which is arranged for it.
-  void quantize(const Format& f, const float* x, int64_t count, bool decoded, const Isa& isa, const Pool& pool) {
-    const int64_t tiles = f.tiles();
-    rows = count;
-    groups = f.groups_per_tile();
-    q.resize(size_t(tiles * rows * kTile));
-    rest.resize(q.size());
-    scale.resize(size_t(tiles * rows));
-    rest_scale.resize(scale.size());
-    sum.resize(size_t(groups * tiles * rows));
-    codes.resize(sum.size());
-    const int64_t step = rows < 16 ? rows : 16;
-    auto some = [&](size_t task) {
-      const int64_t end = std::min(rows, int64_t(task + 1) * step);
-      for (int64_t row = int64_t(task) * step; row < end; ++row)
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          one(x + (row * tiles + tile) * kTile, tile, row, isa);
-          if (decoded) isa.arrange(f, &q[size_t((tile * rows + row) * kTile)]);
-        }
-    };
-    parallel(pool, size_t((rows + step - 1) / step), some);
-    any_rest = std::any_of(rest_scale.begin(), rest_scale.end(), [](float one) { return one > 0; });
-  }
-
- private:
-  void one(const float* x, int64_t tile, int64_t row, const Isa& isa) {
-    const int64_t at = tile * rows + row;
-    const Part part = isa.quantize(x, &q[size_t(at * kTile)], nullptr);
-    scale[size_t(at)] = part.scale;
-    for (int64_t g = 0; g < groups; ++g) {
-      const size_t to = size_t((groups * tile + g) * rows + row);
-      sum[to] = groups == 2 ? part.sum[g] : part.sum[0] + part.sum[1];
-      codes[to] = groups == 2 ? part.codes[g] : part.codes[0] + part.codes[1];
-    }
-    const float most = isa.most_code * part.scale;
-    const float others = std::sqrt(std::fmax(0.0f, part.squares - most * most) / (kTile - 1));
-    rest_scale[size_t(at)] = 0;
-    if (most > kDwarfed * others && std::isfinite(part.squares)) {
-      float left[kTile];
-      isa.quantize(x, &rest[size_t(at * kTile)], left);
-      rest_scale[size_t(at)] = isa.quantize(left, &rest[size_t(at * kTile)], nullptr).scale;
-    }
-  }
-};
 
 // acc[row][out] for rows [first, first + count) of one panel, every tile unpacked once for all of them.
 void unpacked_panel(const Format& f, const uint8_t* panel, const Rows& x, int64_t first, int count, float* acc,
@@ -131,11 +71,11 @@ void panel_times_rows(const Format& f, const uint8_t* panel, const Rows& x, int6
 }  // namespace
 
 void nm_matmul(const Format& f, Activation activation, const float* x, int64_t rows, const uint8_t* tiles,
-               const Added& added, float* y, const Pool& pool) {
+               const Fused& fused, float* y, const Pool& pool) {
   static thread_local Rows quantized;  // grows to the largest chunk once, then stays
   const Isa& isa = edgellm::isa();
   const Decode decode = rows <= kFewRows ? isa.decoder(f) : nullptr;
-  quantized.quantize(f, x, rows, decode != nullptr, isa, pool);
+  quantized.quantize(f, x, rows, fused, decode != nullptr, isa, pool);
   const Rows& q = quantized;
 
   const bool paired = activation != Activation::kNone;
@@ -156,8 +96,8 @@ void nm_matmul(const Format& f, Activation activation, const float* x, int64_t r
           if (activation == Activation::kSilu) isa.silu(gate, acc[1] + row * kPanel, gate);
           if (activation == Activation::kGeluTanh) isa.gelu_tanh(gate, acc[1] + row * kPanel, gate);
           const int64_t out = unit * kPanel;
-          for (int i = 0; added.bias && i < outputs; ++i) gate[i] += added.bias[out + i];
-          const float* residual = added.residual ? added.residual + (first + row) * width + out : nullptr;
+          for (int i = 0; fused.bias && i < outputs; ++i) gate[i] += fused.bias[out + i];
+          const float* residual = fused.residual ? fused.residual + (first + row) * width + out : nullptr;
           for (int i = 0; residual && i < outputs; ++i) gate[i] += residual[i];
           std::copy(gate, gate + outputs, to);
         }

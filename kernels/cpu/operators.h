@@ -7,15 +7,18 @@ namespace edgellm {
 
 enum class Activation { kNone, kSilu, kGeluTanh };
 
-// What NMMatMul adds to its product, each null where there is none: bias [n_out], residual [rows, n_out].
-struct Added {
-  const float *bias = nullptr, *residual = nullptr;
+// What NMMatMul does besides its product, each null where there is none: it adds bias [n_out] and residual
+// [rows, n_out], and norms x (rms_norm.h) by norm [k_in] and epsilon first.
+struct Fused {
+  const float *bias = nullptr, *residual = nullptr, *norm = nullptr;
+  float epsilon = 0;
 };
 
-// y = x W^T + added: x [rows, k_in], tiles [f.nbytes()] -> y [rows, n_out], or [rows, n_out/2] with an activation, when
-// W's outputs are 16 gate, 16 up, 16 gate, … and y = act(gate) * up (then n_out divides by 32, and nothing is added).
+// y = x W^T + bias + residual: x [rows, k_in], tiles [f.nbytes()] -> y [rows, n_out], or [rows, n_out/2] with an
+// activation, when W's outputs are 16 gate, 16 up, 16 gate, … and y = act(gate) * up (then n_out divides by 32, and
+// nothing is added).
 void nm_matmul(const Format& f, Activation activation, const float* x, int64_t rows, const uint8_t* tiles,
-               const Added& added, float* y, const Pool& pool);
+               const Fused& fused, float* y, const Pool& pool);
 
 // y[t] = row ids[t] of W: y [count, k_in]. False when an id is not in [0, n_out).
 bool quant_gather(const Format& f, const int64_t* ids, int64_t count, const uint8_t* tiles, float* y, const Pool& pool);
@@ -40,10 +43,20 @@ struct Control {
   int64_t committed, accepted, budget, sinks, policy;
 };
 
-// Commit, stage, attend: q [steps, heads*head_dim], k, v [steps, kv_heads*head_dim], cos, sin [steps, half],
-// positions [steps] -> y like q. Returns why it cannot be done, or null.
-const char* pruned_kv_attention(const Attention& a, const Control& control, const float* q, const float* k,
-                                const float* v, const float* cos, const float* sin, int64_t half,
-                                const int64_t* positions, int64_t steps, KVCache cache, float* y, const Pool& pool);
+// A run's tokens: qkv [steps, (heads + 2 * kv_heads) * head_dim], all query heads of a token, then its keys, then its
+// values; cos, sin [steps, half]; positions [steps]. q_norm, k_norm [head_dim] norm each head of q and k before it is
+// rotated; null where the model has none.
+struct Tokens {
+  const float *qkv, *cos, *sin;
+  int64_t half;
+  const int64_t* positions;
+  int64_t steps;
+  const float *q_norm = nullptr, *k_norm = nullptr;
+  float epsilon = 0;
+};
+
+// Commit, stage, attend: y [steps, heads*head_dim]. Returns why it cannot be done, or null.
+const char* pruned_kv_attention(const Attention& a, const Control& control, const Tokens& tokens, KVCache cache,
+                                float* y, const Pool& pool);
 
 }  // namespace edgellm

@@ -40,10 +40,9 @@ const char* problem(const Attention& a, const Control& c, int64_t half, int64_t 
 
 }  // namespace
 
-const char* pruned_kv_attention(const Attention& a, const Control& control, const float* q, const float* k,
-                                const float* v, const float* cos, const float* sin, int64_t half,
-                                const int64_t* positions, int64_t steps, KVCache cache, float* y, const Pool& pool) {
-  if (const char* why = problem(a, control, half, steps, cache)) return why;
+const char* pruned_kv_attention(const Attention& a, const Control& control, const Tokens& tokens, KVCache cache,
+                                float* y, const Pool& pool) {
+  if (const char* why = problem(a, control, tokens.half, tokens.steps, cache)) return why;
   const Isa& isa = edgellm::isa();
   const int64_t dim = a.head_dim, budget = control.budget;
   const int64_t committed = std::min(budget, control.committed + control.accepted);
@@ -52,21 +51,22 @@ const char* pruned_kv_attention(const Attention& a, const Control& control, cons
     const int64_t head = int64_t(task);
     for (int64_t i = 0, count = control.committed; i < control.accepted; ++i, count = std::min(count + 1, budget))
       copy_slot(cache, head, budget + i, slot_for(cache.position + head * cache.capacity, count, control), dim);
-    std::vector<float> rotated(static_cast<size_t>(dim));
-    for (int64_t t = 0; t < steps; ++t) {
-      const int64_t slot = head * cache.capacity + budget + t, row = (t * a.kv_heads + head) * dim;
-      rotate(k + row, cos + t * half, sin + t * half, half, dim, rotated.data());
-      isa.to_half(rotated.data(), cache.key + slot * dim, int(dim));
-      isa.to_half(v + row, cache.value + slot * dim, int(dim));
-      cache.position[slot] = int32_t(positions[t]);
+    static thread_local std::vector<float> turned;
+    turned.resize(size_t(dim));
+    for (int64_t t = 0; t < tokens.steps; ++t) {
+      const int64_t slot = head * cache.capacity + budget + t;
+      turn(a, tokens, t, head_of(a, tokens, t, a.heads + head), tokens.k_norm, turned.data());
+      isa.to_half(turned.data(), cache.key + slot * dim, int(dim));
+      isa.to_half(head_of(a, tokens, t, a.heads + a.kv_heads + head), cache.value + slot * dim, int(dim));
+      cache.position[slot] = int32_t(tokens.positions[t]);
     }
   };
-  if (steps == 1 && control.accepted <= 1)  // less work than waking a thread
+  if (tokens.steps == 1 && control.accepted <= 1)  // less work than waking a thread
     for (int64_t head = 0; head < a.kv_heads; ++head) commit_and_stage(size_t(head));
   else
     parallel(pool, size_t(a.kv_heads), commit_and_stage);
 
-  attend(a, cache, Seen{committed, budget, steps}, Queries{q, cos, sin, half, positions}, y, pool);
+  attend(a, cache, Seen{committed, budget, tokens.steps}, tokens, y, pool);
   return nullptr;
 }
 

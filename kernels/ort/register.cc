@@ -14,13 +14,14 @@ constexpr int kOperators = 2;  // kernels/library.py
 
 struct NMMatMul {
   static constexpr const char* kName = "NMMatMul";
-  // x, tiles, and optionally bias and residual
-  static constexpr ElementType kInputs[] = {kFloat, kUint8, kFloat, kFloat}, kOutputs[] = {kFloat};
+  // x, tiles, and optionally bias, residual and norm
+  static constexpr ElementType kInputs[] = {kFloat, kUint8, kFloat, kFloat, kFloat}, kOutputs[] = {kFloat};
   static constexpr size_t kRequired = 2;
   Format format;
   Activation activation;
+  float epsilon;
 
-  explicit NMMatMul(const Attributes& a) : format(a.format()) {
+  explicit NMMatMul(const Attributes& a) : format(a.format()), epsilon(a.real_or("epsilon", 0)) {
     const std::string name = a.string("activation");
     activation = name == "silu" ? Activation::kSilu : name == "gelu_tanh" ? Activation::kGeluTanh : Activation::kNone;
     if ((activation == Activation::kNone && name != "none") || (activation != Activation::kNone && format.n_out % 32))
@@ -31,14 +32,15 @@ struct NMMatMul {
     call.require(x.shape.size() == 2 && x.shape[1] == format.k_in, "NMMatMul: x is not [T, k_in]");
     call.require(size_t(tiles.size()) == format.nbytes(), "NMMatMul: tiles have another size than their format");
     const int64_t width = activation == Activation::kNone ? format.n_out : format.n_out / 2;
-    const Tensor bias = call.input(2), residual = call.input(3);
+    const Tensor bias = call.input(2), residual = call.input(3), norm = call.input(4);
     const bool plain = activation == Activation::kNone;
     call.require(!bias.data || (plain && bias.is({width})), "NMMatMul: bias is not [n_out], or beside an activation");
     call.require(!residual.data || (plain && residual.is({x.shape[0], width})),
                  "NMMatMul: residual is not [T, n_out], or beside an activation");
+    call.require(!norm.data || norm.is({format.k_in}), "NMMatMul: norm is not [k_in]");
     float* y = static_cast<float*>(call.output(0, {x.shape[0], width}));
-    const Added added{bias.as<float>(), residual.as<float>()};
-    nm_matmul(format, activation, x.as<float>(), x.shape[0], tiles.as<uint8_t>(), added, y, call.pool());
+    const Fused fused{bias.as<float>(), residual.as<float>(), norm.as<float>(), epsilon};
+    nm_matmul(format, activation, x.as<float>(), x.shape[0], tiles.as<uint8_t>(), fused, y, call.pool());
   }
 };
 
@@ -61,40 +63,44 @@ struct QuantGather {
 
 struct PrunedKVAttention {
   static constexpr const char* kName = "PrunedKVAttention";
-  // q, k, v, cos, sin, positions, control, key, value, position -> y, key, value, position
-  static constexpr ElementType kInputs[] = {kFloat, kFloat, kFloat,   kFloat,   kFloat,
-                                            kInt64, kInt64, kFloat16, kFloat16, kInt32};
+  // qkv, cos, sin, positions, control, key, value, position, and optionally q_norm and k_norm -> y, key, value, position
+  static constexpr ElementType kInputs[] = {kFloat,   kFloat,   kFloat, kInt64, kInt64,
+                                            kFloat16, kFloat16, kInt32, kFloat, kFloat};
   static constexpr ElementType kOutputs[] = {kFloat, kFloat16, kFloat16, kInt32};
-  static constexpr size_t kRequired = std::size(kInputs);
+  static constexpr size_t kRequired = 8;
   Attention attention;
+  float epsilon;
 
   explicit PrunedKVAttention(const Attributes& a)
       : attention{a.integer("heads"), a.integer("kv_heads"), a.integer("head_dim"),
-                  a.real("scale"),    a.integer("window"),   a.real("softcap")} {}
+                  a.real("scale"),    a.integer("window"),   a.real("softcap")},
+        epsilon(a.real_or("epsilon", 0)) {}
 
   void compute(const Call& call) const {
     const Attention& a = attention;
-    const Tensor q = call.input(0), k = call.input(1), v = call.input(2), cos = call.input(3), sin = call.input(4);
-    const Tensor positions = call.input(5), control = call.input(6);
+    const Tensor qkv = call.input(0), cos = call.input(1), sin = call.input(2), positions = call.input(3);
+    const Tensor control = call.input(4), q_norm = call.input(8), k_norm = call.input(9);
     const int64_t steps = positions.size();
-    call.require(q.is({steps, a.heads * a.head_dim}) && k.is({steps, a.kv_heads * a.head_dim}) && k.shape == v.shape,
-                 "PrunedKVAttention: q, k or v has another shape than [T, heads * head_dim]");
+    call.require(qkv.is({steps, (a.heads + 2 * a.kv_heads) * a.head_dim}),
+                 "PrunedKVAttention: qkv is not [T, (heads + 2 * kv_heads) * head_dim]");
     call.require(cos.shape.size() == 2 && cos.shape[0] == steps && cos.shape == sin.shape,
                  "PrunedKVAttention: cos and sin are not [T, rotary/2]");
     call.require(control.size() == 5, "PrunedKVAttention: control is not (committed, accepted, budget, sinks, policy)");
-    const Tensor key = call.input(7), value = call.input(8), position = call.input(9);
+    for (const Tensor& norm : {q_norm, k_norm})
+      call.require(!norm.data || norm.is({a.head_dim}), "PrunedKVAttention: q_norm or k_norm is not [head_dim]");
+    const Tensor key = call.input(5), value = call.input(6), position = call.input(7);
     call.require(position.shape.size() == 2 && position.shape[0] == a.kv_heads, "PrunedKVAttention: position's shape");
     const int64_t capacity = position.shape[1];
     call.require(key.is({a.kv_heads, capacity, a.head_dim}) && key.shape == value.shape,
                  "PrunedKVAttention: key or value is not [kv_heads, capacity, head_dim]");
 
-    float* y = static_cast<float*>(call.output(0, q.shape));
+    float* y = static_cast<float*>(call.output(0, {steps, a.heads * a.head_dim}));
     KVCache cache{carry<uint16_t>(call, 1, key), carry<uint16_t>(call, 2, value), carry<int32_t>(call, 3, position),
                   capacity};
     const int64_t* c = control.as<int64_t>();
-    const char* why = pruned_kv_attention(a, {c[0], c[1], c[2], c[3], c[4]}, q.as<float>(), k.as<float>(),
-                                          v.as<float>(), cos.as<float>(), sin.as<float>(), cos.shape[1],
-                                          positions.as<int64_t>(), steps, cache, y, call.pool());
+    const Tokens tokens{qkv.as<float>(), cos.as<float>(),    sin.as<float>(),    cos.shape[1], positions.as<int64_t>(),
+                        steps,           q_norm.as<float>(), k_norm.as<float>(), epsilon};
+    const char* why = pruned_kv_attention(a, {c[0], c[1], c[2], c[3], c[4]}, tokens, cache, y, call.pool());
     call.require(!why, why);
   }
 

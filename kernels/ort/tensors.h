@@ -31,6 +31,13 @@ struct Attributes {
     check(attribute_float(api, info, name, &value));
     return value;
   }
+  float real_or(const char* name, float otherwise) const {
+    float value = 0;
+    Status* status = attribute_float(api, info, name, &value);
+    if (!status) return value;
+    release_status(api, status);
+    return otherwise;
+  }
   std::string string(const char* name) const {
     size_t size = 0;
     check(attribute_string(api, info, name, nullptr, &size));

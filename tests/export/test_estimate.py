@@ -16,7 +16,7 @@ from tests.conftest import write_folder
 from edgellm.devices.profile import Device, Recipe, load
 from edgellm.export import fit, self_written
 from edgellm.export.architectures import Architecture, Layer
-from edgellm.export.checkpoint import open_checkpoint
+from edgellm.export.checkpoint import Checkpoint, open_checkpoint
 from edgellm.export.config import ExportConfig, Sparsity
 from edgellm.export.estimate import Estimate, estimate
 from edgellm.export.fit import Room, refuse_unfit, size
@@ -109,6 +109,23 @@ def test_gate_and_up_stored_apart_are_planned_alike(tiny_gguf: Path, monkeypatch
     found = planned(ExportConfig(tiny_gguf, Path("bundle")), checkpoint)
     assert found["layers.0.gate_up"].format == Format(256, 64, 4, 32)
     assert found["layers.1.gate_up"].format == Format(256, 64, 8, 64)
+
+
+def test_queries_keys_and_values_stored_apart_stay_apart(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may hold v in a wider format than q and k: nothing is rounded again, and one graph serves both layers."""
+    for method in ("stored", "stored_format"):
+        found = getattr(Checkpoint, method)
+        hidden = lambda self, name, *rest, found=found: None if name.endswith("1.v") else found(self, name, *rest)  # noqa: E731
+        monkeypatch.setattr(Checkpoint, method, hidden)
+    out = tmp_path / "bundle"
+    facts = make_bundle(tiny_gguf, out)
+    names = {m["name"] for m in facts["matrices"]}
+    assert {"layers.0.qkv", "layers.1.q", "layers.1.v"} <= names
+    assert "layers.1.qkv" not in names
+    planned_here = planned(ExportConfig(tiny_gguf, out), open_checkpoint(tiny_gguf))
+    assert {n for n, at in planned_here.items() if at.format} == names
 
 
 def test_the_device_side() -> None:

@@ -54,9 +54,9 @@ def test_exactly_n_of_m_are_kept_on_the_methods_axis(
     out = tmp_path / "bundle"
     make_bundle(tiny_model, out, sparsity, bits=4, scope=scope)
     method, n, m = sparsity.split(":")
-    for name in ("gate_up", "down", "q", "k", "v", "o"):
+    for name in ("gate_up", "down", "qkv", "o"):
         q = matrix(out, f"layers.1.{name}")
-        if scope == "mlp" and name in "qkvo":
+        if scope == "mlp" and name in ("qkv", "o"):
             assert q.mask is None
             continue
         axis = "out" if method == "dass" and name == "gate_up" else "in"
@@ -77,7 +77,7 @@ def test_ggufs_own_blocks_are_kept_bit_for_bit(tiny_gguf: Path, tmp_path: Path) 
     assert facts["recipe"]["bits"] == "as stored"
     assert facts["quality"]["perplexity"] == pytest.approx(facts["quality"]["dense_perplexity"], rel=2e-3)
     kinds = {m["name"].split(".")[-1]: (m["bits"], m["group"], m["zero"]) for m in facts["matrices"]}
-    assert kinds["q"] == (4, 32, "min")  # Q4_1
+    assert kinds["qkv"] == (4, 32, "min")  # Q4_1
     assert kinds["gate_up"] == (4, 32, "symmetric")  # Q4_0
     assert kinds["down"] == (8, 32, "symmetric")  # Q8_0
 
@@ -86,7 +86,7 @@ def test_pruning_keeps_what_it_does_not_touch_bit_for_bit(tiny_gguf: Path, tmp_p
     out = tmp_path / "bundle"
     facts = make_bundle(tiny_gguf, out, "magnitude:2:4")
     kinds = {m["name"].split(".")[-1]: (m["bits"], m["group"], m["n"]) for m in facts["matrices"]}
-    assert kinds["q"] == (4, 32, 1)
+    assert kinds["qkv"] == (4, 32, 1)
     assert kinds["gate_up"] == (8, 64, 2)
 
 
@@ -97,7 +97,7 @@ def test_the_heads_width_is_chosen_apart(
     facts = make_bundle(tiny_gguf, tmp_path / "bundle", bits=bits, head_bits=head)
     widths = {m["name"]: m["bits"] for m in facts["matrices"]}
     assert widths["embedding"] == expected
-    assert widths["layers.0.q"] == (bits or 4)
+    assert widths["layers.0.qkv"] == (bits or 4)
 
 
 def test_a_tied_embedding_is_stored_once_and_an_untied_head_apart(tmp_path: Path) -> None:

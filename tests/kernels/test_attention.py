@@ -27,30 +27,33 @@ class Layer:
     rotary: int = 0
     window: int = 0
     softcap: float = 0.0
+    normed: bool = False
 
     def __post_init__(self) -> None:
         shape = (self.kv_heads, self.budget + self.staging, self.head_dim)
         self.cache = Cache(np.zeros(shape, np.float16), np.zeros(shape, np.float16), np.zeros(shape[:2], np.int32))
         self.rotary = self.rotary or self.head_dim
+        draw = [self.rng.normal(1, 0.5, self.head_dim).astype(np.float32) for _ in "qk"]
+        self.norms: list[np.ndarray] = draw if self.normed else []
 
     def inputs(self, steps: int, start: int) -> list[np.ndarray]:
-        def draw(heads: int) -> np.ndarray:
-            return self.rng.normal(size=(steps, heads * self.head_dim)).astype(np.float32)
-
+        qkv = self.rng.normal(size=(steps, (self.heads + 2 * self.kv_heads) * self.head_dim)).astype(np.float32)
         angle = self.rng.normal(size=(steps, self.rotary // 2)).astype(np.float32)
         positions = np.arange(start, start + steps)
-        return [draw(self.heads), draw(self.kv_heads), draw(self.kv_heads), np.cos(angle), np.sin(angle), positions]
+        return [qkv, np.cos(angle), np.sin(angle), positions]
 
     def both(self, inputs: list[np.ndarray], control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Runs the operator and the reference on one cache; returns (native y, reference y), caches compared."""
         scale = self.head_dim**-0.5
         before = [self.cache.key.copy(), self.cache.value.copy(), self.cache.position.copy()]
         got = run(
-            "PrunedKVAttention", [*inputs, control, *before], ["float32", "float16", "float16", "int32"],
+            "PrunedKVAttention", [*inputs, control, *before, *self.norms], ["float32", "float16", "float16", "int32"],
             heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, scale=scale, window=self.window,
-            softcap=self.softcap,
+            softcap=self.softcap, epsilon=1e-5,
         )  # fmt: skip
-        expected = reference.pruned_kv_attention(*inputs, control, self.cache, scale, self.window, self.softcap)
+        expected = reference.pruned_kv_attention(
+            *inputs, control, self.cache, scale, self.window, self.softcap, *(self.norms or (None, None)), 1e-5
+        )
         np.testing.assert_allclose(got[1].astype(np.float32), self.cache.key.astype(np.float32), atol=2e-3)
         np.testing.assert_array_equal(got[2], self.cache.value)
         np.testing.assert_array_equal(got[3], self.cache.position)
@@ -62,16 +65,17 @@ class Layer:
     kv_heads=st.integers(1, 3), ratio=st.integers(1, 4), half=st.one_of(st.integers(1, 40), st.just(128)),
     budget=st.integers(5, 40), sinks=st.integers(0, 4), policy=st.sampled_from([FULL, WINDOW]),
     chunks=st.lists(st.integers(1, 12), min_size=1, max_size=5), partial=st.booleans(),
-    near=st.sampled_from([0, 1, 7]), softcap=st.sampled_from([0.0, 2.0]), seed=st.integers(0, 2**32 - 1),
+    near=st.sampled_from([0, 1, 7]), softcap=st.sampled_from([0.0, 2.0]), normed=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_against_the_reference(
     isa: str, kv_heads: int, ratio: int, half: int, budget: int, sinks: int, policy: int, chunks: list[int],
-    partial: bool, near: int, softcap: float, seed: int,
+    partial: bool, near: int, softcap: float, normed: bool, seed: int,
 ) -> None:  # fmt: skip
     head_dim = 2 * half  # up to five vector widths, and a long one
     rng = np.random.default_rng(seed)
     rotary = head_dim if head_dim < 4 or rng.random() < 0.5 else head_dim // 2
-    layer = Layer(kv_heads * ratio, kv_heads, head_dim, budget, 12, rng, rotary, near, softcap)
+    layer = Layer(kv_heads * ratio, kv_heads, head_dim, budget, 12, rng, rotary, near, softcap, normed)
     committed, accepted, position = 0, 0, 0
     for steps in chunks:
         if policy == FULL and committed + accepted > budget:

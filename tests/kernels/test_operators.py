@@ -17,7 +17,7 @@ from tests.kernels.test_pack import formats
 def bound(x: np.ndarray, f: Format, tiles: np.ndarray) -> np.ndarray:
     """The error that 16-bit activations may cause: half a step an input, times |w|, and float32's own rounding."""
     weight = np.abs(dequantize(unpack(tiles, f)))
-    step = np.repeat(np.abs(x.reshape(len(x), -1, 64)).max(axis=-1) / 32767, 64, axis=1)
+    step = np.repeat(np.abs(x.reshape(len(x), -1, 64)).max(axis=-1) / 32639, 64, axis=1)
     extent = np.abs(weight).max() if f.zero == "min" else 0  # scale*code and minimum cancel
     return 0.51 * step @ (weight + extent).T + 4e-6 * np.abs(x) @ (weight + extent).T + 1e-30
 
@@ -89,6 +89,22 @@ def test_bias_and_residual_are_added(isa: str, given: tuple[str, ...], rows: int
     inputs = [x, tiles, *(wrong.get(name) for name in ("bias", "residual"))]
     with pytest.raises(Exception, match=f"NMMatMul: {given[-1]} is not"):
         run("NMMatMul", inputs, ["float32"], **f.attributes(), activation="none")
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("activation", ["none", "silu"])
+def test_rows_are_normed_first(isa: str, activation: str, rows: int) -> None:
+    rng = np.random.default_rng(0)
+    f = Format(32, 192, 4, 64)
+    tiles = pack(random_matrix(rng, f))
+    x = (100 * rng.normal(size=(rows, 192))).astype(np.float32)
+    norm = rng.normal(1, 0.5, 192).astype(np.float32)
+    settings = f.attributes() | {"activation": activation}
+    (got,) = run("NMMatMul", [x, tiles, None, None, norm], ["float32"], **settings, epsilon=1e-3)
+    expected = reference.nm_matmul(x, tiles, f, activation, norm=norm, epsilon=1e-3)
+    np.testing.assert_allclose(got, expected, atol=5e-4 * np.abs(expected).max())
+    with pytest.raises(Exception, match="NMMatMul: norm is not"):
+        run("NMMatMul", [x, tiles, None, None, norm[1:]], ["float32"], **settings)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])

@@ -182,4 +182,4 @@ def make_session(
     model = manifest.model
     backend.allocate(CacheLayout(policy, backend.staging, model.layers, model.kv_heads, model.head_dim))
     chat = Chat(template) if template else None
-    return Session(manifest, byte_tokenizer(), backend, policy, backend.staging, chat), backend
+    return Session(manifest, byte_tokenizer(), backend, policy, backend.staging, lambda: chat), backend

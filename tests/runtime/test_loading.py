@@ -145,14 +145,16 @@ def test_samples_are_rendered_again(tmp_path: Path, standard_operators: None) ->
     folder, manifest = unfinished(tmp_path / "good", template=CLOCK, chat=chat)
     assert load(folder, manifest=manifest).chat is not None
     chat["samples"][1]["ids"][3] += 1
+    folder, manifest = unfinished(tmp_path / "b", template=CLOCK, chat=chat)
+    session = load(folder, manifest=manifest)  # the template is read when a conversation asks for it
     with pytest.raises(BundleError, match="sample conversation 2 to other token ids"):
-        load(make_bundle(tmp_path / "b", template=CLOCK, chat=chat))
+        session.encode_chat([{"role": "user", "content": "Hi"}])
 
 
 def test_wrong_tokenizers(tmp_path: Path) -> None:
     tokens = {"bos": None, "add_bos": False, "stop": [], "eos": None}
     bundle = make_bundle(tmp_path / "small", model={**DATA["model"], "vocabulary": 200}, tokens=tokens)
-    with pytest.raises(BundleError, match="ids up to 258; the model's vocabulary is 200"):
+    with pytest.raises(BundleError, match="259 tokens; the model's vocabulary is 200"):
         load(bundle)
     folder, manifest = unfinished(tmp_path / "b")
     (folder / "tokenizer.json").write_text("{}")
@@ -160,9 +162,11 @@ def test_wrong_tokenizers(tmp_path: Path) -> None:
         load(folder, manifest=manifest)
 
 
+@pytest.mark.usefixtures("standard_operators")
 def test_wrong_templates_and_policies(tmp_path: Path) -> None:
+    folder, manifest = unfinished(tmp_path / "a", template="{% if %}")
     with pytest.raises(BundleError, match="does not compile"):
-        load(make_bundle(tmp_path / "a", template="{% if %}"))
+        load(folder, manifest=manifest).encode_chat([])
     with pytest.raises(BundleError, match=r"edgellm\.json: a KV budget of 65"):
         load(make_bundle(tmp_path / "b", kv={"policy": "full", "budget": 65, "sinks": 4}))
     with pytest.raises(UsageError, match="this version has"):

@@ -3,7 +3,6 @@
 //   acc[row][o] += w_scale[o] * x_scale[row] * sum_i weight[o, i] * x[row, i]  +  minimum[o] * sum_i x[row, i]
 #pragma once
 #include <algorithm>
-#include <utility>
 
 #include "kernels/cpu/avx2/vectors.h"
 
@@ -19,44 +18,38 @@ inline void widen(const int8_t* weight, int quads, int16_t* wide) {
 }
 
 // For some rows at once: their sums and a quad's weights fit sixteen registers. vpmaddwd: int16 pairs into an int32 an
-// output. 128 * 32767 * 64 stays below 2^31.
-template <size_t... kRow>
-void accumulate_rows(std::index_sequence<kRow...>, const int16_t* wide, int quads, const float* w_scale,
-                     const float* minimum, const int16_t* x, const float* x_scale, const float* total, float* acc) {
-  __m256i low[] = {((void)kRow, _mm256_setzero_si256())...}, high[] = {((void)kRow, _mm256_setzero_si256())...};
+// output. 128 * kTop * 64 stays below 2^31.
+template <int kRows>
+void accumulate_rows(const int16_t* wide, int quads, const float* w_scale, const float* minimum, const int16_t* x,
+                     const float* x_scale, const float* total, float* acc) {
+  __m256i sum[kRows][2];
+  unrolled<kRows>([&](auto row) { sum[row][0] = sum[row][1] = _mm256_setzero_si256(); });
   for (int quad = 0; quad < quads; ++quad, wide += 4 * kPanel, x += 4) {
     const __m256i v0 = load(wide), v1 = load(wide + 16), w0 = load(wide + 32), w1 = load(wide + 48);
-    auto step = [&](__m256i& a, __m256i& b, const int16_t* inputs) {
-      const __m256i first = pair(inputs), second = pair(inputs + 2);
-      add(a, v0, first);
-      add(b, w0, first);
-      add(a, v1, second);
-      add(b, w1, second);
-      keep(a);
-      keep(b);
-    };
-    (step(low[kRow], high[kRow], x + kRow * kTile), ...);
+    unrolled<kRows>([&](auto row) {
+      const __m256i first = pair(x + row * kTile), second = pair(x + row * kTile + 2);
+      add(sum[row][0], v0, first);
+      add(sum[row][1], w0, first);
+      add(sum[row][0], v1, second);
+      add(sum[row][1], w1, second);
+      keep(sum[row][0]);
+      keep(sum[row][1]);
+    });
   }
-  auto finish = [&](__m256i sum, int row, int half) {
-    const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_loadu_ps(w_scale + 8 * half));
+  auto finish = [&](__m256i whole, int row, int half) {
+    const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(whole), _mm256_loadu_ps(w_scale + 8 * half));
     float* to = acc + row * kPanel + 8 * half;
     __m256 now = _mm256_fmadd_ps(scaled, _mm256_set1_ps(x_scale[row]), _mm256_loadu_ps(to));
     if (minimum) now = _mm256_fmadd_ps(_mm256_loadu_ps(minimum + 8 * half), _mm256_set1_ps(total[row]), now);
     _mm256_storeu_ps(to, now);
   };
-  ((finish(low[kRow], kRow, 0), finish(high[kRow], kRow, 1)), ...);
-}
-
-template <size_t kRows>
-void accumulate_some(const int16_t* wide, int quads, const float* w_scale, const float* minimum, const int16_t* x,
-                     const float* x_scale, const float* total, float* acc) {
-  accumulate_rows(std::make_index_sequence<kRows>(), wide, quads, w_scale, minimum, x, x_scale, total, acc);
+  unrolled<kRows>([&](auto row) { finish(sum[row][0], row, 0), finish(sum[row][1], row, 1); });
 }
 
 inline void accumulate(const int8_t* weight, int quads, const float* w_scale, const float* minimum, const int16_t* x,
                        const float* x_scale, const float* total, int rows, float* acc) {
-  constexpr decltype(&accumulate_some<1>) kSome[] = {nullptr,            accumulate_some<1>, accumulate_some<2>,
-                                                     accumulate_some<3>, accumulate_some<4>, accumulate_some<5>};
+  constexpr decltype(&accumulate_rows<1>) kSome[] = {nullptr,            accumulate_rows<1>, accumulate_rows<2>,
+                                                     accumulate_rows<3>, accumulate_rows<4>, accumulate_rows<5>};
   constexpr int kMost = 5;
   alignas(32) int16_t wide[kPanel * kTile];
   widen(weight, quads, wide);

@@ -1,5 +1,6 @@
 // Attention's products and exponentials with AVX2, and the activations that need exponentials.
 #pragma once
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/cpu/avx2/vectors.h"
@@ -26,78 +27,95 @@ inline __m128 sums(__m256 a, __m256 b, __m256 c, __m256 d) {
   return _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
 }
 
-// kRows rows by kSlots (4 or 1) slots in registers. Every sum has the same order whatever the tile.
-template <int kRows, int kSlots>
-void scores_tile(const float* q, const float* key, int dim, float* s, int stride) {
+inline __m256 load8(const float* x) { return _mm256_loadu_ps(x); }
+inline __m256 load8(const uint16_t* x) { return half8(x); }
+inline float load1(const float* x) { return *x; }
+inline float load1(const uint16_t* x) { return _cvtsh_ss(*x); }
+
+// kRows rows by kSlots (4, 2 or 1) slots in registers; T: float, or uint16_t for half precision. Every sum has the same
+// order whatever the tile.
+template <int kRows, int kSlots, typename T>
+void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
   __m256 sum[kRows][kSlots];
-  for (auto& row : sum)
-    for (auto& one : row) one = _mm256_setzero_ps();
+  unrolled<kRows>([&](auto row) { unrolled<kSlots>([&](auto j) { sum[row][j] = _mm256_setzero_ps(); }); });
   int i = 0;
-  for (; i + 8 <= dim; i += 8) {
-    __m256 x[kRows];
-    for (int row = 0; row < kRows; ++row) x[row] = _mm256_loadu_ps(q + row * dim + i);
+  for (; i + 8 <= dim; i += 8)
+    unrolled<kSlots>([&](auto j) {
+      const __m256 k = load8(key + j * dim + i);
+      unrolled<kRows>([&](auto row) { sum[row][j] = _mm256_fmadd_ps(_mm256_loadu_ps(q + row * dim + i), k, sum[row][j]); });
+    });
+  unrolled<kRows>([&](auto row) {
+    constexpr int kLast = kSlots - 1;
+    const __m128 four = sums(sum[row][0], sum[row][kSlots > 1], sum[row][kSlots > 2 ? 2 : 0], sum[row][kLast]);
+    alignas(16) float to[4];
+    _mm_store_ps(to, four);
     for (int j = 0; j < kSlots; ++j) {
-      const __m256 k = _mm256_loadu_ps(key + j * dim + i);
-      for (int row = 0; row < kRows; ++row) sum[row][j] = _mm256_fmadd_ps(x[row], k, sum[row][j]);
+      for (int rest = i; rest < dim; ++rest) to[j] += q[row * dim + rest] * load1(key + j * dim + rest);
+      s[row * stride + j] = to[j];
     }
-  }
-  for (int row = 0; row < kRows; ++row) {
-    const __m256* one = sum[row];
-    float* to = s + row * stride;
-    if constexpr (kSlots == 4)
-      _mm_storeu_ps(to, sums(one[0], one[1], one[2], one[3]));
-    else
-      _mm_store_ss(to, sums(one[0], one[0], one[0], one[0]));
-    for (int j = 0; j < kSlots; ++j)
-      for (int rest = i; rest < dim; ++rest) to[j] += q[row * dim + rest] * key[j * dim + rest];
-  }
+  });
 }
 
-template <int kRows>
-void scores_rows(const float* q, const float* key, int n, int dim, float* s, int stride) {
+template <int kRows, typename T>
+void scores_rows(const float* q, const T* key, int n, int dim, float* s, int stride) {
+  constexpr int kSlots = kRows > 3 ? 2 : 4;
   int j = 0;
-  for (; j + 4 <= n; j += 4) scores_tile<kRows, 4>(q, key + j * dim, dim, s + j, stride);
+  for (; j + kSlots <= n; j += kSlots) scores_tile<kRows, kSlots>(q, key + j * dim, dim, s + j, stride);
   for (; j < n; ++j) scores_tile<kRows, 1>(q, key + j * dim, dim, s + j, stride);
 }
 
-inline void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride) {
-  int row = 0;
-  for (; row + 3 <= rows; row += 3) scores_rows<3>(q + row * dim, key, n, dim, s + row * stride, stride);
-  for (; row < rows; ++row) scores_rows<1>(q + row * dim, key, n, dim, s + row * stride, stride);
-}
-
 // kRows rows by 8 * kWide dimensions in registers.
-template <int kRows, int kWide>
-void mix_tile(const float* p, int stride, const float* value, int n, int dim, float* y) {
+template <int kRows, int kWide, typename T>
+void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y) {
   __m256 sum[kRows][kWide];
-  for (int row = 0; row < kRows; ++row)
-    for (int i = 0; i < kWide; ++i) sum[row][i] = _mm256_loadu_ps(y + row * dim + 8 * i);
+  unrolled<kRows>([&](auto row) {
+    unrolled<kWide>([&](auto i) { sum[row][i] = _mm256_loadu_ps(y + row * dim + 8 * i); });
+  });
   for (int j = 0; j < n; ++j) {
     __m256 weight[kRows];
-    for (int row = 0; row < kRows; ++row) weight[row] = _mm256_broadcast_ss(p + row * stride + j);
-    for (int i = 0; i < kWide; ++i) {
-      const __m256 v = _mm256_loadu_ps(value + j * dim + 8 * i);
-      for (int row = 0; row < kRows; ++row) sum[row][i] = _mm256_fmadd_ps(weight[row], v, sum[row][i]);
-    }
+    unrolled<kRows>([&](auto row) { weight[row] = _mm256_broadcast_ss(p + row * stride + j); });
+    unrolled<kWide>([&](auto i) {
+      const __m256 v = load8(value + j * dim + 8 * i);
+      unrolled<kRows>([&](auto row) { sum[row][i] = _mm256_fmadd_ps(weight[row], v, sum[row][i]); });
+    });
   }
-  for (int row = 0; row < kRows; ++row)
-    for (int i = 0; i < kWide; ++i) _mm256_storeu_ps(y + row * dim + 8 * i, sum[row][i]);
+  unrolled<kRows>([&](auto row) {
+    unrolled<kWide>([&](auto i) { _mm256_storeu_ps(y + row * dim + 8 * i, sum[row][i]); });
+  });
 }
 
-template <int kRows>
-void mix_rows(const float* p, int stride, const float* value, int n, int dim, float* y) {
+template <int kRows, typename T>
+void mix_rows(const float* p, int stride, const T* value, int n, int dim, float* y) {
+  constexpr int kWide = kRows > 3 ? 2 : 4;
   int i = 0;
-  for (; i + 32 <= dim; i += 32) mix_tile<kRows, 4>(p, stride, value + i, n, dim, y + i);
+  for (; i + 8 * kWide <= dim; i += 8 * kWide) mix_tile<kRows, kWide>(p, stride, value + i, n, dim, y + i);
   for (; i + 8 <= dim; i += 8) mix_tile<kRows, 1>(p, stride, value + i, n, dim, y + i);
   for (; i < dim; ++i)
     for (int row = 0; row < kRows; ++row)
-      for (int j = 0; j < n; ++j) y[row * dim + i] += p[row * stride + j] * value[j * dim + i];
+      for (int j = 0; j < n; ++j) y[row * dim + i] += p[row * stride + j] * load1(value + j * dim + i);
 }
 
-inline void mix(const float* p, int stride, int rows, const float* value, int n, int dim, float* y) {
-  int row = 0;
-  for (; row + 3 <= rows; row += 3) mix_rows<3>(p + row * stride, stride, value, n, dim, y + row * dim);
-  for (; row < rows; ++row) mix_rows<1>(p + row * stride, stride, value, n, dim, y + row * dim);
+// Rows at once: three need the fewest loads; of halves four are widened together.
+template <typename T>
+constexpr int kRowsAtOnce = sizeof(T) == 2 ? 4 : 3;
+
+template <typename T>
+void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride) {
+  constexpr decltype(&scores_rows<1, T>) kSome[] = {nullptr, scores_rows<1, T>, scores_rows<2, T>, scores_rows<3, T>,
+                                                    scores_rows<4, T>};
+  for (int row = 0, some; row < rows; row += some) {
+    some = std::min(rows - row, kRowsAtOnce<T>);
+    kSome[some](q + row * dim, key, n, dim, s + row * stride, stride);
+  }
+}
+
+template <typename T>
+void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y) {
+  constexpr decltype(&mix_rows<1, T>) kSome[] = {nullptr, mix_rows<1, T>, mix_rows<2, T>, mix_rows<3, T>, mix_rows<4, T>};
+  for (int row = 0, some; row < rows; row += some) {
+    some = std::min(rows - row, kRowsAtOnce<T>);
+    kSome[some](p + row * stride, stride, value, n, dim, y + row * dim);
+  }
 }
 
 inline float largest_of(__m256 lanes) {

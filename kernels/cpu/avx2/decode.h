@@ -4,8 +4,9 @@
 //                                + minimum[o, g] * sum_i x[i]                      (zero = "min" only)
 //
 // Codes stay in the 16-bit lanes they were loaded in: vpmaddwd multiplies a pair of them by a pair of activations and
-// leaves an int32 an output. No lane ever moves, so 64 4-bit weights cost 17 instructions.
+// leaves an int32 an output. Dense 4 bits and 2:4 along the input have files of their own.
 #pragma once
+#include "kernels/cpu/avx2/dense4.h"
 #include "kernels/cpu/avx2/tables.h"
 #include "kernels/cpu/avx2/two_of_four.h"
 
@@ -13,20 +14,6 @@ namespace edgellm::EDGELLM_AVX2 {
 
 // Every block kernel adds one vector block, 64 weights of 4 inputs, to a and b: outputs 0-7 and 8-15. A wide
 // block is 8 inputs of 8 outputs, two int32 each: 0-3 in a, 4-7 in b.
-
-// Byte j holds weights j and j + 32 of [16 outputs][4 inputs]: in word w = 2o + p the nibbles are inputs 2p and 2p + 1
-// (every second nibble) of outputs o and o + 8.
-struct Dense4 {
-  static constexpr int kBytes = 32, kMasks = 0;
-  static constexpr bool kSigned = false, kWide = false;
-  static void run(const uint8_t* codes, const uint8_t*, const int16_t* x, __m256i& a, __m256i& b) {
-    const __m256i low = _mm256_set1_epi16(15), w = load(codes), even = pair(x), odd = pair(x + 2);
-    add(a, _mm256_and_si256(w, low), even);
-    add(b, _mm256_and_si256(_mm256_srli_epi16(w, 4), low), even);
-    add(a, _mm256_and_si256(_mm256_srli_epi16(w, 8), low), odd);
-    add(b, _mm256_srli_epi16(w, 12), odd);
-  }
-};
 
 struct Dense8 {
   static constexpr int kBytes = 64, kMasks = 0;
@@ -156,11 +143,10 @@ void decode_panel(const Format& f, const uint8_t* panel, const Row& x, float* ac
   _mm256_storeu_ps(acc + 8, high);
 }
 
-template <class Block>
+template <int kBits, int kGroups>
 Decode dense(const Format& f) {
-  const bool two = f.groups_per_tile() == 2;
-  if (f.minimum) return two ? decode_panel<Block, 2, true> : decode_panel<Block, 1, true>;
-  return two ? decode_panel<Block, 2, false> : decode_panel<Block, 1, false>;
+  if constexpr (kBits == 4) return f.minimum ? decode_dense4<kGroups, true> : decode_dense4<kGroups, false>;
+  return f.minimum ? decode_panel<Dense8, kGroups, true> : decode_panel<Dense8, kGroups, false>;
 }
 
 template <class Block>
@@ -170,7 +156,7 @@ Decode sparse(const Format& f) {
 
 template <int kBits>
 Decode decoder_of(const Format& f) {
-  if (!f.sparse()) return kBits == 4 ? dense<Dense4>(f) : dense<Dense8>(f);
+  if (!f.sparse()) return f.groups_per_tile() == 2 ? dense<kBits, 2>(f) : dense<kBits, 1>(f);
   if (f.minimum || 2 * f.n != f.m || f.m > 8) return nullptr;
   if (f.along_out) return sparse<SparseOut<kBits>>(f);
   if (f.m == 8) return sparse<Sparse48In<kBits>>(f);
@@ -180,7 +166,8 @@ Decode decoder_of(const Format& f) {
 inline Decode decoder(const Format& f) { return f.bits == 4 ? decoder_of<4>(f) : decoder_of<8>(f); }
 
 inline void arrange(const Format& f, int16_t* q) {
-  if (f.places()) to_planes(q, f.bits == 4);
+  if (f.places()) to_planes(q, f.bits == 4 ? kOffset : kWords);
+  if (!f.sparse() && f.bits == 4) to_planes(q, kSigned);
 }
 
 }  // namespace edgellm::EDGELLM_AVX2

@@ -142,9 +142,9 @@ Part quantize(const float* x, int16_t* q, float* left) {
   __m256 most = _mm256_setzero_ps();
   for (int i = 0; i < kTile; i += 8) most = _mm256_max_ps(most, _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)));
   float peak = largest_of(most);
-  if (!(peak > 1e-30f)) peak = 0;  // 32767 / peak would overflow
-  Part part{peak / 32767.0f, {}, {}, 0};
-  const __m256 inverse = _mm256_set1_ps(peak > 0 ? 32767.0f / peak : 0), scale = _mm256_set1_ps(part.scale);
+  if (!(peak > 1e-30f)) peak = 0;  // kTop / peak would overflow
+  Part part{peak / kTop, {}, {}, 0};
+  const __m256 inverse = _mm256_set1_ps(peak > 0 ? kTop / peak : 0), scale = _mm256_set1_ps(part.scale);
   const __m256i order = _mm256_broadcastsi128_si256(  // 0 2 1 3 of every four
       _mm_set_epi8(15, 14, 11, 10, 13, 12, 9, 8, 7, 6, 3, 2, 5, 4, 1, 0));
   __m256 squares = _mm256_setzero_ps();
@@ -186,8 +186,22 @@ void from_half(const uint16_t* x, float* y, int n) {
 }
 
 constexpr Isa all(const char* name) {
-  return {name,    decoder, arrange,       unpack, accumulate, quantize, scores,   mix,
-          largest, exponentials, silu, gelu_tanh, to_half, from_half};
+  return {name,
+          decoder,
+          arrange,
+          unpack,
+          accumulate,
+          quantize,
+          scores<float>,
+          mix<float>,
+          scores<uint16_t>,
+          mix<uint16_t>,
+          largest,
+          exponentials,
+          silu,
+          gelu_tanh,
+          to_half,
+          from_half};
 }
 
 }  // namespace

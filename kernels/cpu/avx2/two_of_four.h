@@ -2,38 +2,21 @@
 //
 //   acc[o] += w_scale[o, g] * x_scale[g] * sum over quads j, k < 2 of  code[j, o, k] * x[4j + place[j, o, k]]
 //
-// Activations come as two planes of bytes, x = 256 * high + low, so that one vpshufb gathers 32 of them by the places of
+// Activations come as two planes of bytes (planes.h), so that one vpshufb gathers 32 of them by the places of
 // 16 outputs, and, for 4 bits, vpmaddubsw multiplies 32 at once without widening a code. That one wants an unsigned side:
 // the high plane holds high + 128, and 32768 * sum(code) is taken off at the end of a group.
 #pragma once
-#include "kernels/cpu/avx2/vectors.h"
+#include "kernels/cpu/avx2/planes.h"
 
 namespace edgellm::EDGELLM_AVX2 {
 
 constexpr int kChunkPlaces = 32;  // bytes of places before a chunk's codes; a chunk is four quads
-
-// [64 low bytes][64 high bytes] of a tile of codes in the order of kPlace.
-inline void to_planes(int16_t* q, bool offset_high) {
-  uint8_t low[kTile], high[kTile];
-  for (int i = 0; i < kTile; ++i) {
-    const auto code = uint16_t(q[i / 4 * 4 + kPlace[i % 4]]);
-    low[i] = uint8_t(code);
-    high[i] = uint8_t((code >> 8) ^ (offset_high ? 0x80 : 0));
-  }
-  std::memcpy(q, low, kTile);
-  std::memcpy(reinterpret_cast<uint8_t*>(q) + kTile, high, kTile);
-}
 
 // Int32 sums of 16 outputs: a holds 0-3 and 8-11, b 4-7 and 12-15, which is what unpacking within lanes gives.
 struct Sums {
   __m256i a = _mm256_setzero_si256(), b = a;
 };
 
-inline __m256i quad_of(const uint8_t* plane, int quad) {
-  int32_t four;
-  std::memcpy(&four, plane + 4 * quad, 4);
-  return _mm256_set1_epi32(four);
-}
 template <int kQuad>
 __m256i places_of(__m256i places) {
   return _mm256_and_si256(_mm256_srli_epi16(places, 2 * kQuad), _mm256_set1_epi8(3));

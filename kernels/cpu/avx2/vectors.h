@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/unrolled.h"
 
 #ifdef EDGELLM_VNNI
 #define EDGELLM_AVX2 avx_vnni

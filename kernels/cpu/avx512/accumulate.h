@@ -2,10 +2,10 @@
 //
 //   acc[row][o] += w_scale[o] * x_scale[row] * sum_i weight[o, i] * x[row, i]  +  minimum[o] * sum_i x[row, i]
 //
-// Weights and activations are int16: a register of weights is two inputs of 16 outputs. 128 * 32639 * 64 stays below
+// Weights and activations are int16: a register of weights is two inputs of 16 outputs. 128 * kTop * 64 stays below
 // 2^31.
 #pragma once
-#include <utility>
+#include <type_traits>
 
 #include "kernels/cpu/avx512/vectors.h"
 
@@ -29,27 +29,26 @@ inline void widen(const int8_t* weight, int quads, int16_t* wide) {
 }
 
 // For some rows at once: their sums stay in registers.
-template <size_t... kRow>
-void accumulate_rows(std::index_sequence<kRow...>, const int16_t* wide, int quads, __m512 w_scale, const float* minimum,
-                     const int16_t* x, const float* x_scale, const float* total, float* acc) {
-  __m512i sum[] = {((void)kRow, _mm512_setzero_si512())...};
+template <int kRows>
+void accumulate_rows(const int16_t* wide, int quads, __m512 w_scale, const float* minimum, const int16_t* x,
+                     const float* x_scale, const float* total, float* acc) {
+  __m512i sum[kRows];
+  unrolled<kRows>([&](auto row) { sum[row] = _mm512_setzero_si512(); });
   for (int quad = 0; quad < quads; ++quad, wide += 4 * kPanel, x += 4) {
     const __m512i even = _mm512_load_si512(wide), odd = _mm512_load_si512(wide + 2 * kPanel);
-    auto step = [&](__m512i& to, const int16_t* inputs) {
-      add(to, even, four_bytes(inputs));
-      add(to, odd, four_bytes(inputs + 2));
-      keep(to);
-    };
-    (step(sum[kRow], x + kRow * kTile), ...);
+    unrolled<kRows>([&](auto row) {
+      add(sum[row], even, four_bytes(x + row * kTile));
+      add(sum[row], odd, four_bytes(x + row * kTile + 2));
+      keep(sum[row]);
+    });
   }
-  auto finish = [&](__m512i products, int row) {
+  unrolled<kRows>([&](auto row) {
     float* to = acc + row * kPanel;
-    const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(products), w_scale);
+    const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[row]), w_scale);
     __m512 now = _mm512_fmadd_ps(scaled, _mm512_set1_ps(x_scale[row]), _mm512_loadu_ps(to));
     if (minimum) now = _mm512_fmadd_ps(_mm512_loadu_ps(minimum), _mm512_set1_ps(total[row]), now);
     _mm512_storeu_ps(to, now);
-  };
-  (finish(sum[kRow], kRow), ...);
+  });
 }
 
 inline void accumulate(const int8_t* weight, int quads, const float* w_scale, const float* minimum, const int16_t* x,
@@ -60,7 +59,7 @@ inline void accumulate(const int8_t* weight, int quads, const float* w_scale, co
   auto some = [&](auto count) {
     constexpr int kRows = count();
     for (; rows >= kRows; rows -= kRows, x += kRows * kTile, x_scale += kRows, total += kRows, acc += kRows * kPanel)
-      accumulate_rows(std::make_index_sequence<kRows>(), wide, quads, scale, minimum, x, x_scale, total, acc);
+      accumulate_rows<kRows>(wide, quads, scale, minimum, x, x_scale, total, acc);
   };
   some(std::integral_constant<int, 16>());
   some(std::integral_constant<int, 8>());

@@ -7,6 +7,7 @@
 namespace edgellm::EDGELLM_AVX512 {
 
 constexpr int kRowsAtOnce = 4;  // 16 sums, and what they are made of, in 32 registers
+constexpr __mmask16 kAll = 0xFFFF;
 
 // Calls each(first row, rows) for runs of at most kRowsAtOnce rows; `rows` is a compile-time number.
 template <typename Each>
@@ -28,34 +29,39 @@ inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {
   return _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1));
 }
 
-// kRows rows by kSlots (4 or 1) slots in registers. Every sum has the same order whatever the tile.
-template <int kRows, int kSlots>
-void scores_tile(const float* q, const float* key, int dim, float* s, int stride) {
+// The lanes `here` of sixteen floats, or of as many halves widened; 0 in others.
+inline __m512 read(const float* x, __mmask16 here) { return _mm512_maskz_loadu_ps(here, x); }
+inline __m512 read(const uint16_t* x, __mmask16 here) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(here, x)); }
+
+// kRows rows by kSlots (4 or 1) slots in registers; T: float, or uint16_t for half precision. Every sum has the same
+// order whatever the tile.
+template <int kRows, int kSlots, typename T>
+void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
   __m512 sum[kRows][kSlots];
-  for (auto& row : sum)
-    for (auto& one : row) one = _mm512_setzero_ps();
-  auto step = [&](int i, auto read) {
+  unrolled<kRows>([&](auto row) { unrolled<kSlots>([&](auto j) { sum[row][j] = _mm512_setzero_ps(); }); });
+  auto sixteen = [&](int i, __mmask16 here) {
     __m512 x[kRows];
-    for (int row = 0; row < kRows; ++row) x[row] = read(q + row * dim + i);
-    for (int j = 0; j < kSlots; ++j) {
-      const __m512 k = read(key + j * dim + i);
-      for (int row = 0; row < kRows; ++row) sum[row][j] = _mm512_fmadd_ps(x[row], k, sum[row][j]);
-    }
+    unrolled<kRows>([&](auto row) { x[row] = read(q + row * dim + i, here); });
+    unrolled<kSlots>([&](auto j) {
+      const __m512 k = read(key + j * dim + i, here);
+      unrolled<kRows>([&](auto row) { sum[row][j] = _mm512_fmadd_ps(x[row], k, sum[row][j]); });
+    });
   };
   int i = 0;
-  for (; i + 16 <= dim; i += 16) step(i, [](const float* p) { return _mm512_loadu_ps(p); });
-  const __mmask16 rest = some(i, dim);
-  if (i < dim) step(i, [=](const float* p) { return _mm512_maskz_loadu_ps(rest, p); });
-  for (int row = 0; row < kRows; ++row) {
-    const __m512* one = sum[row];
+  for (; i + 16 <= dim; i += 16) sixteen(i, kAll);
+  if (i < dim) sixteen(i, some(i, dim));
+  unrolled<kRows>([&](auto row) {
+    constexpr int kMore = kSlots == 4;
+    const __m128 four = sums(sum[row][0], sum[row][kMore], sum[row][2 * kMore], sum[row][3 * kMore]);
     if constexpr (kSlots == 4)
-      _mm_storeu_ps(s + row * stride, sums(one[0], one[1], one[2], one[3]));
+      _mm_storeu_ps(s + row * stride, four);
     else
-      _mm_store_ss(s + row * stride, sums(one[0], one[0], one[0], one[0]));
-  }
+      _mm_store_ss(s + row * stride, four);
+  });
 }
 
-inline void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride) {
+template <typename T>
+void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride) {
   for_rows(rows, [&](int row, auto count) {
     const float* x = q + row * dim;
     float* to = s + row * stride;
@@ -66,30 +72,33 @@ inline void scores(const float* q, int rows, const float* key, int n, int dim, f
 }
 
 // kRows rows by 16 * kWide dimensions in registers; `last` are the lanes of the last sixteen.
-template <int kRows, int kWide>
-void mix_tile(const float* p, int stride, const float* value, int n, int dim, float* y, __mmask16 last) {
-  auto lanes = [=](int i) { return i == kWide - 1 ? last : __mmask16(0xFFFF); };
+template <int kRows, int kWide, typename T>
+void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, __mmask16 last) {
+  auto lanes = [=](int i) { return i == kWide - 1 ? last : kAll; };
   __m512 sum[kRows][kWide];
-  for (int row = 0; row < kRows; ++row)
-    for (int i = 0; i < kWide; ++i) sum[row][i] = _mm512_maskz_loadu_ps(lanes(i), y + row * dim + 16 * i);
+  unrolled<kRows>([&](auto row) {
+    unrolled<kWide>([&](auto i) { sum[row][i] = read(y + row * dim + 16 * i, lanes(i)); });
+  });
   for (int j = 0; j < n; ++j) {
     __m512 weight[kRows];
-    for (int row = 0; row < kRows; ++row) weight[row] = _mm512_set1_ps(p[row * stride + j]);
-    for (int i = 0; i < kWide; ++i) {
-      const __m512 v = _mm512_maskz_loadu_ps(lanes(i), value + j * dim + 16 * i);
-      for (int row = 0; row < kRows; ++row) sum[row][i] = _mm512_fmadd_ps(weight[row], v, sum[row][i]);
-    }
+    unrolled<kRows>([&](auto row) { weight[row] = _mm512_set1_ps(p[row * stride + j]); });
+    unrolled<kWide>([&](auto i) {
+      const __m512 v = read(value + j * dim + 16 * i, lanes(i));
+      unrolled<kRows>([&](auto row) { sum[row][i] = _mm512_fmadd_ps(weight[row], v, sum[row][i]); });
+    });
   }
-  for (int row = 0; row < kRows; ++row)
-    for (int i = 0; i < kWide; ++i) _mm512_mask_storeu_ps(y + row * dim + 16 * i, lanes(i), sum[row][i]);
+  unrolled<kRows>([&](auto row) {
+    unrolled<kWide>([&](auto i) { _mm512_mask_storeu_ps(y + row * dim + 16 * i, lanes(i), sum[row][i]); });
+  });
 }
 
-inline void mix(const float* p, int stride, int rows, const float* value, int n, int dim, float* y) {
+template <typename T>
+void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y) {
   for_rows(rows, [&](int row, auto count) {
     const float* weight = p + row * stride;
     float* to = y + row * dim;
     int i = 0;
-    for (; i + 64 <= dim; i += 64) mix_tile<count(), 4>(weight, stride, value + i, n, dim, to + i, __mmask16(0xFFFF));
+    for (; i + 64 <= dim; i += 64) mix_tile<count(), 4>(weight, stride, value + i, n, dim, to + i, kAll);
     for (; i < dim; i += 16) mix_tile<count(), 1>(weight, stride, value + i, n, dim, to + i, some(i, dim));
   });
 }

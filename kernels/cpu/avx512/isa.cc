@@ -8,8 +8,22 @@
 
 namespace edgellm::EDGELLM_AVX512 {
 constexpr Isa all(const char* name) {
-  return {name,    decoder, arrange,       unpack, accumulate, quantize, scores,   mix,
-          largest, exponentials, silu, gelu_tanh, to_half, from_half, kMostCode};
+  return {name,
+          decoder,
+          arrange,
+          unpack,
+          accumulate,
+          quantize,
+          scores<float>,
+          mix<float>,
+          scores<uint16_t>,
+          mix<uint16_t>,
+          largest,
+          exponentials,
+          silu,
+          gelu_tanh,
+          to_half,
+          from_half};
 }
 }  // namespace edgellm::EDGELLM_AVX512
 

@@ -11,8 +11,8 @@ inline Part quantize(const float* x, int16_t* q, float* left) {
                                     _mm512_max_ps(_mm512_abs_ps(v[2]), _mm512_abs_ps(v[3])));
   float peak = _mm512_reduce_max_ps(most);
   if (!(peak > 1e-30f)) peak = 0;  // its inverse would overflow
-  Part part{peak / kMostCode, {}, {}, 0};
-  const __m512 inverse = _mm512_set1_ps(peak > 0 ? kMostCode / peak : 0), scale = _mm512_set1_ps(part.scale);
+  Part part{peak / kTop, {}, {}, 0};
+  const __m512 inverse = _mm512_set1_ps(peak > 0 ? kTop / peak : 0), scale = _mm512_set1_ps(part.scale);
   static constexpr Bytes kOrder = bytes_of([](int i) { return i % 16 / 8 * 8 + kPlace[i % 8 / 2] * 2 + i % 2; });
   const __m512i order = load(kOrder);
   __m512 squares = _mm512_setzero_ps();

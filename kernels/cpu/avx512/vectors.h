@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/unrolled.h"
 
 #ifdef EDGELLM_VNNI
 #define EDGELLM_AVX512 avx512_vnni
@@ -18,9 +19,6 @@
 namespace edgellm::EDGELLM_AVX512 {
 
 constexpr int kAhead = 2048;  // bytes: hardware prefetchers stop at a page's end
-
-// Codes of activations stay within 127 * 257: a signed high and a signed low byte hold any of them.
-constexpr float kMostCode = 32639;
 
 inline __m512i load(const void* p) { return _mm512_loadu_si512(p); }
 inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }

@@ -1,0 +1,41 @@
+"""edgellm itself, under the same conditions: a bundle's folder as the model, with a full cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from edgellm.runtime import load as load_bundle
+from edgellm.runtime.perplexity import score
+from edgellm.runtime.sampling import Sampling
+from edgellm.runtime.session import Session
+from tests.benchmarks.peers.protocol import serve
+
+
+class Ours:
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def run(self, prompt: Sequence[int], new_tokens: int, first: Callable[[], None]) -> list[int]:
+        greedy = Sampling().sampler()
+        ids: list[int] = []
+
+        def choose(logits: Any) -> int:
+            ids.append(greedy(logits))
+            if len(ids) == 1:
+                first()
+            return ids[-1]
+
+        self.session.generate(prompt, new_tokens, choose, stop=())
+        return ids
+
+    def nats(self, window: Sequence[int]) -> float:
+        return score(self.session, window, len(window)).nats
+
+
+def load(model: str, threads: int, tokens: int, settings: dict[str, Any]) -> Ours:
+    return Ours(load_bundle(model, kv=f"full:{tokens}", threads=threads))
+
+
+if __name__ == "__main__":
+    serve(load)
