@@ -160,16 +160,17 @@ def _matrices(writing: _Writing, calibration: Tensor, progress: Progress) -> Non
 def _layer(writing: _Writing, layer: int, x: Tensor | None) -> Tensor | None:
     found, x = compress_layer(writing.config, writing.checkpoint, layer, x)
     at = f"layers.{layer}"
-    joined = {"qkv": stack([found[role] for role in QKV])} if one_format(found[role].format for role in QKV) else {}
-    for role in (("qkv",) if joined else QKV) + ("o", "down"):
-        writing.matrix(f"{at}.{role}", joined.get(role) or found[role])
-    writing.matrix(f"{at}.gate_up", interleave(found["gate"], found["up"]))
     vectors = writing.checkpoint.architecture.vectors
+    joined = {"qkv": stack([found[role] for role in QKV])} if one_format(found[role].format for role in QKV) else {}
     biases = [f"{role}_bias" for role in QKV if joined and f"{role}_bias" in vectors]
     if biases:
         writing.vector(f"{at}.qkv_bias", [f"{at}.{bias}" for bias in biases])
     for role in (role for role in vectors if role not in biases):
         writing.vector(f"{at}.{role}", [f"{at}.{role}"])
+    # In the order of a token's reading: kernels prefetch what lies behind.
+    joined["gate_up"] = interleave(found["gate"], found["up"])
+    for role in (("qkv",) if "qkv" in joined else QKV) + ("o", "gate_up", "down"):
+        writing.matrix(f"{at}.{role}", joined.get(role) or found[role])
     return x
 
 

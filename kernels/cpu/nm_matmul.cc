@@ -16,6 +16,8 @@ namespace {
 
 constexpr int kRowBlock = 64;           // rows that share an unpacked tile: x, acc and the tile stay in L1
 constexpr int64_t kFewRows = 4;         // read the panel again from L1 instead of unpacking it
+constexpr size_t kFilePage = 4096;      // tensors begin on one
+constexpr size_t kPrefetched = 1 << 14;
 constexpr size_t kTaskBytes = 1 << 15;  // weight bytes times rows worth a task
 
 // acc[row][out] for rows [first, first + count) of one panel, every tile unpacked once for all of them.
@@ -68,6 +70,13 @@ void panel_times_rows(const Format& f, const uint8_t* panel, const Rows& x, int6
   if (x.any_rest) add_rest(f, panel, x, first, count, acc, isa);
 }
 
+// What lies behind a matrix in the file is what the model reads next (export/pipeline.py): the memory need not rest while
+// the next operator begins. A prefetch of an address that is none does nothing.
+void prefetch_next(const uint8_t* end) {
+  const auto page = (reinterpret_cast<uintptr_t>(end) + kFilePage - 1) / kFilePage * kFilePage;
+  for (size_t i = 0; i < kPrefetched; i += 64) __builtin_prefetch(reinterpret_cast<const void*>(page + i), 0, 2);
+}
+
 }  // namespace
 
 void nm_matmul(const Format& f, Activation activation, const float* x, int64_t rows, const uint8_t* tiles,
@@ -104,6 +113,7 @@ void nm_matmul(const Format& f, Activation activation, const float* x, int64_t r
       }
   };
   parallel(pool, size_t(tasks), some);
+  if (rows <= kFewRows) prefetch_next(tiles + f.nbytes());
 }
 
 }  // namespace edgellm

@@ -28,20 +28,24 @@ struct NMMatMul {
       throw Failure{create_status(a.api, kInvalidArgument, "activation is none, or silu or gelu_tanh over pairs of 16")};
   }
   void compute(const Call& call) const {
-    const Tensor x = call.input(0), tiles = call.input(1);
+    const Tensor x = call.input(0);
     call.require(x.shape.size() == 2 && x.shape[1] == format.k_in, "NMMatMul: x is not [T, k_in]");
-    call.require(size_t(tiles.size()) == format.nbytes(), "NMMatMul: tiles have another size than their format");
-    const int64_t width = activation == Activation::kNone ? format.n_out : format.n_out / 2;
-    const Tensor bias = call.input(2), residual = call.input(3), norm = call.input(4);
     const bool plain = activation == Activation::kNone;
-    call.require(!bias.data || (plain && bias.is({width})), "NMMatMul: bias is not [n_out], or beside an activation");
-    call.require(!residual.data || (plain && residual.is({x.shape[0], width})),
-                 "NMMatMul: residual is not [T, n_out], or beside an activation");
-    call.require(!norm.data || norm.is({format.k_in}), "NMMatMul: norm is not [k_in]");
-    float* y = static_cast<float*>(call.output(0, {x.shape[0], width}));
-    const Fused fused{bias.as<float>(), residual.as<float>(), norm.as<float>(), epsilon};
-    nm_matmul(format, activation, x.as<float>(), x.shape[0], tiles.as<uint8_t>(), fused, y, call.pool());
+    const int64_t rows = x.shape[0], width = plain ? format.n_out : format.n_out / 2;
+    const uint8_t* w = call.constant<uint8_t>(1, tiles, {int64_t(format.nbytes())},
+                                              "NMMatMul: tiles have another size than their format");
+    Fused fused;
+    fused.bias = call.constant<float>(2, bias, {plain ? width : -1}, "NMMatMul: bias is not [n_out], or beside an activation");
+    fused.norm = call.constant<float>(4, norm, {format.k_in}, "NMMatMul: norm is not [k_in]");
+    fused.epsilon = epsilon;
+    if (fused.residual = static_cast<float*>(call.data(3)); fused.residual)
+      call.require(plain && call.input(3).is({rows, width}), "NMMatMul: residual is not [T, n_out], or beside an activation");
+    float* y = static_cast<float*>(call.output(0, {rows, width}));
+    nm_matmul(format, activation, x.as<float>(), rows, w, fused, y, call.pool());
   }
+
+ private:
+  Known tiles, bias, norm;
 };
 
 struct QuantGather {
@@ -78,29 +82,29 @@ struct PrunedKVAttention {
 
   void compute(const Call& call) const {
     const Attention& a = attention;
-    const Tensor qkv = call.input(0), cos = call.input(1), sin = call.input(2), positions = call.input(3);
-    const Tensor control = call.input(4), q_norm = call.input(8), k_norm = call.input(9);
-    const int64_t steps = positions.size();
+    const Tensor qkv = call.input(0), cos = call.input(1), sin = call.input(2);
+    const int64_t steps = qkv.shape[0], half = cos.shape[1];
     call.require(qkv.is({steps, (a.heads + 2 * a.kv_heads) * a.head_dim}),
                  "PrunedKVAttention: qkv is not [T, (heads + 2 * kv_heads) * head_dim]");
-    call.require(cos.shape.size() == 2 && cos.shape[0] == steps && cos.shape == sin.shape,
-                 "PrunedKVAttention: cos and sin are not [T, rotary/2]");
-    call.require(control.size() == 5, "PrunedKVAttention: control is not (committed, accepted, budget, sinks, policy)");
-    for (const Tensor& norm : {q_norm, k_norm})
-      call.require(!norm.data || norm.is({a.head_dim}), "PrunedKVAttention: q_norm or k_norm is not [head_dim]");
-    const Tensor key = call.input(5), value = call.input(6), position = call.input(7);
-    call.require(position.shape.size() == 2 && position.shape[0] == a.kv_heads, "PrunedKVAttention: position's shape");
+    call.require(cos.is({steps, half}) && sin.is({steps, half}), "PrunedKVAttention: cos and sin are not [T, rotary/2]");
+    const Tensor positions = call.input(3), control = call.input(4), position = call.input(7);
+    call.require(positions.is({steps}), "PrunedKVAttention: positions are not [T]");
+    call.require(control.is({5}), "PrunedKVAttention: control is not (committed, accepted, budget, sinks, policy)");
     const int64_t capacity = position.shape[1];
-    call.require(key.is({a.kv_heads, capacity, a.head_dim}) && key.shape == value.shape,
-                 "PrunedKVAttention: key or value is not [kv_heads, capacity, head_dim]");
+    call.require(position.is({a.kv_heads, capacity}), "PrunedKVAttention: position's shape");
+    const Shape slots{a.kv_heads, capacity, a.head_dim}, one_head{a.head_dim};
+    const char* why = "PrunedKVAttention: key or value is not [kv_heads, capacity, head_dim]";
+    const Tensor key = call.input(5), value = call.input(6);
+    call.require(key.shape == slots && value.shape == slots, why);
+    why = "PrunedKVAttention: q_norm or k_norm is not [head_dim]";
+    const Tokens tokens{qkv.as<float>(), cos.as<float>(), sin.as<float>(), half, positions.as<int64_t>(), steps,
+                        call.constant<float>(8, q_norm, one_head, why), call.constant<float>(9, k_norm, one_head, why), epsilon};
 
     float* y = static_cast<float*>(call.output(0, {steps, a.heads * a.head_dim}));
     KVCache cache{carry<uint16_t>(call, 1, key), carry<uint16_t>(call, 2, value), carry<int32_t>(call, 3, position),
                   capacity};
     const int64_t* c = control.as<int64_t>();
-    const Tokens tokens{qkv.as<float>(), cos.as<float>(),    sin.as<float>(),    cos.shape[1], positions.as<int64_t>(),
-                        steps,           q_norm.as<float>(), k_norm.as<float>(), epsilon};
-    const char* why = pruned_kv_attention(a, {c[0], c[1], c[2], c[3], c[4]}, tokens, cache, y, call.pool());
+    why = pruned_kv_attention(a, {c[0], c[1], c[2], c[3], c[4]}, tokens, cache, y, call.pool());
     call.require(!why, why);
   }
 
@@ -112,6 +116,7 @@ struct PrunedKVAttention {
     if (to != input.data) std::memcpy(to, input.data, size_t(input.size()) * sizeof(T));
     return to;
   }
+  Known q_norm, k_norm;
 };
 
 // One kernel type as the table of C callbacks that ONNX Runtime wants.

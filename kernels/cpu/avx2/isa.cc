@@ -130,13 +130,6 @@ void unpack(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept) 
   }
 }
 
-float sum_of(__m256 x) { return _mm_cvtss_f32(sums(x, x, x, x)); }
-int32_t sum_of(__m256i x) {
-  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-  const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0b01001110));
-  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0b10110001)));
-}
-
 Part quantize(const float* x, int16_t* q, float* left) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   __m256 most = _mm256_setzero_ps();
@@ -147,10 +140,9 @@ Part quantize(const float* x, int16_t* q, float* left) {
   const __m256 inverse = _mm256_set1_ps(peak > 0 ? kTop / peak : 0), scale = _mm256_set1_ps(part.scale);
   const __m256i order = _mm256_broadcastsi128_si256(  // 0 2 1 3 of every four
       _mm_set_epi8(15, 14, 11, 10, 13, 12, 9, 8, 7, 6, 3, 2, 5, 4, 1, 0));
-  __m256 squares = _mm256_setzero_ps();
-  for (int half = 0; half < 2; ++half) {
-    __m256 sum = _mm256_setzero_ps();
-    __m256i codes = _mm256_setzero_si256();
+  __m256 squares = _mm256_setzero_ps(), sum[2] = {squares, squares};
+  __m256i codes[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+  unrolled<2>([&](auto half) {
     for (int i = kTile / 2 * half; i < kTile / 2 * (half + 1); i += 16) {
       const __m256 v = _mm256_loadu_ps(x + i), w = _mm256_loadu_ps(x + i + 8);
       const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse)), b = _mm256_cvtps_epi32(_mm256_mul_ps(w, inverse));
@@ -160,14 +152,17 @@ Part quantize(const float* x, int16_t* q, float* left) {
         _mm256_storeu_ps(left + i, _mm256_fnmadd_ps(scale, _mm256_cvtepi32_ps(a), v));
         _mm256_storeu_ps(left + i + 8, _mm256_fnmadd_ps(scale, _mm256_cvtepi32_ps(b), w));
       }
-      sum = _mm256_add_ps(sum, _mm256_add_ps(v, w));
-      codes = _mm256_add_epi32(codes, _mm256_add_epi32(a, b));
+      sum[half] = _mm256_add_ps(sum[half], _mm256_add_ps(v, w));
+      codes[half] = _mm256_add_epi32(codes[half], _mm256_add_epi32(a, b));
       squares = _mm256_fmadd_ps(v, v, _mm256_fmadd_ps(w, w, squares));
     }
-    part.sum[half] = sum_of(sum);
-    part.codes[half] = sum_of(codes);
-  }
-  part.squares = sum_of(squares);
+  });
+  alignas(16) float floats[4];
+  _mm_store_ps(floats, sums(sum[0], sum[1], squares, squares));
+  const __m256i pairs = _mm256_hadd_epi32(codes[0], codes[1]), lanes = _mm256_hadd_epi32(pairs, pairs);
+  const __m128i both = _mm_add_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
+  part.sum[0] = floats[0], part.sum[1] = floats[1], part.squares = floats[2];
+  part.codes[0] = _mm_cvtsi128_si32(both), part.codes[1] = _mm_extract_epi32(both, 1);
   return part;
 }
 

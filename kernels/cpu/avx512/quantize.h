@@ -6,7 +6,7 @@ namespace edgellm::EDGELLM_AVX512 {
 
 inline Part quantize(const float* x, int16_t* q, float* left) {
   __m512 v[4];
-  for (int i = 0; i < 4; ++i) v[i] = _mm512_loadu_ps(x + 16 * i);
+  unrolled<4>([&](auto i) { v[i] = _mm512_loadu_ps(x + 16 * i); });
   const __m512 most = _mm512_max_ps(_mm512_max_ps(_mm512_abs_ps(v[0]), _mm512_abs_ps(v[1])),
                                     _mm512_max_ps(_mm512_abs_ps(v[2]), _mm512_abs_ps(v[3])));
   float peak = _mm512_reduce_max_ps(most);
@@ -16,7 +16,7 @@ inline Part quantize(const float* x, int16_t* q, float* left) {
   static constexpr Bytes kOrder = bytes_of([](int i) { return i % 16 / 8 * 8 + kPlace[i % 8 / 2] * 2 + i % 2; });
   const __m512i order = load(kOrder);
   __m512 squares = _mm512_setzero_ps();
-  for (int half = 0; half < 2; ++half) {
+  unrolled<2>([&](auto half) {
     const __m512 first = v[2 * half], second = v[2 * half + 1];
     const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(first, inverse));
     const __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(second, inverse));
@@ -30,7 +30,7 @@ inline Part quantize(const float* x, int16_t* q, float* left) {
     part.sum[half] = _mm512_reduce_add_ps(_mm512_add_ps(first, second));
     part.codes[half] = _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
     squares = _mm512_fmadd_ps(first, first, _mm512_fmadd_ps(second, second, squares));
-  }
+  });
   part.squares = _mm512_reduce_add_ps(squares);
   return part;
 }
