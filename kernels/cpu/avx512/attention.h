@@ -47,7 +47,7 @@ template <int kRows, int kSlots, typename T>
 void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
   __m512 sum[kRows][kSlots];
   unrolled<kRows>([&](auto row) { unrolled<kSlots>([&](auto j) { sum[row][j] = _mm512_setzero_ps(); }); });
-  auto sixteen = [&](int i, __mmask16 here) {
+  auto sixteen = [&](int i, __mmask16 here) __attribute__((always_inline)) {
     __m512 x[kRows];
     unrolled<kRows>([&](auto row) { x[row] = read(q + row * dim + i, here); });
     unrolled<kSlots>([&](auto j) {
