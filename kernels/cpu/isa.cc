@@ -4,38 +4,62 @@
 #include <atomic>
 #include <cstring>
 
-#if defined(__aarch64__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
 
 namespace edgellm {
 namespace {
 
-bool supported(const Isa& candidate) {
 #if defined(__x86_64__)
-  if (&candidate == &kAvx2)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#elif defined(__aarch64__)
-  constexpr unsigned long kDotprod = 1 << 20, kI8mm = 1 << 13;  // HWCAP_ASIMDDP; HWCAP2_I8MM, which old headers lack
-  const bool dotprod = getauxval(AT_HWCAP) & kDotprod;
-  if (&candidate == &kNeonDotprod) return dotprod;
-  if (&candidate == &kNeonI8mm) return dotprod && getauxval(AT_HWCAP2) & kI8mm;
-#endif
-  return &candidate == &kPortable;
+// The compiler's own test counts a feature only where the operating system saves its registers.
+bool avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+
+bool avx_vnni() {  // a name that not every compiler knows: leaf 7.1, EAX bit 4
+  uint32_t a, b, c, d;
+  return avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
 
-// Best first.
-const Isa* const kAll[] = {
-#if defined(__x86_64__)
-    &kAvx2,
+bool avx512() {
+  return avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+bool avx512_vnni() {
+  return avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vbmi2");
+}
 #elif defined(__aarch64__)
-    &kNeonI8mm, &kNeonDotprod,
+// HWCAP_ASIMDDP; HWCAP2_I8MM, which old headers lack
+bool dotprod() { return getauxval(AT_HWCAP) & 1 << 20; }
+bool i8mm() { return dotprod() && getauxval(AT_HWCAP2) & 1 << 13; }
 #endif
-    &kPortable};
+
+struct Candidate {
+  const Isa& isa;
+  bool (*supported)();
+};
+
+// Best first.
+const Candidate kAll[] = {
+#if defined(__x86_64__)
+    {kAvx512Vnni, avx512_vnni}, {kAvx512, avx512}, {kAvxVnni, avx_vnni}, {kAvx2, avx2},
+#elif defined(__aarch64__)
+    {kNeonI8mm, i8mm}, {kNeonDotprod, dotprod},
+#endif
+    {kPortable, [] { return true; }}};
+
+#if defined(EDGELLM_EMULATED)
+bool runs(const Candidate&) { return true; }  // tests run kernels that this processor lacks
+#else
+bool runs(const Candidate& candidate) { return candidate.supported(); }
+#endif
 
 const Isa* best() {
-  for (const Isa* candidate : kAll)
-    if (supported(*candidate)) return candidate;
+  for (const Candidate& candidate : kAll)
+    if (runs(candidate)) return &candidate.isa;
   return &kPortable;
 }
 
@@ -49,8 +73,8 @@ std::atomic<const Isa*>& chosen() {
 const Isa& isa() { return *chosen().load(std::memory_order_relaxed); }
 
 bool use(const char* name) {
-  for (const Isa* candidate : kAll)
-    if (!std::strcmp(candidate->name, name) && supported(*candidate)) return chosen() = candidate, true;
+  for (const Candidate& candidate : kAll)
+    if (!std::strcmp(candidate.isa.name, name) && runs(candidate)) return chosen() = &candidate.isa, true;
   return false;
 }
 

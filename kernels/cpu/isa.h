@@ -1,4 +1,4 @@
-// The small interface that every instruction set fills in, one folder or file each (isa_portable.cc, avx2/, neon/).
+// The small interface that every instruction set fills in, one folder or file each (isa_portable.cc, avx2/, avx512/, neon/).
 //
 // Activations are int16, one scale per row and 64 inputs; of every four inputs the order is 0 2 1 3 (kPlace), so that
 // the low and the high bytes of 16-bit lanes of packed weights meet pairs of them. A decode kernel that wants another
@@ -82,7 +82,7 @@ inline int offset(const Format& f) { return f.minimum && f.bits == 4 ? 0 : f.zer
 
 extern const Isa kPortable;
 #if defined(__x86_64__)
-extern const Isa kAvx2;
+extern const Isa kAvx2, kAvxVnni, kAvx512, kAvx512Vnni;
 #elif defined(__aarch64__)
 extern const Isa kNeonDotprod, kNeonI8mm;
 #endif

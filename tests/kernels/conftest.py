@@ -9,7 +9,9 @@ import pytest
 
 from edgellm.kernels.library import instruction_set, use_instruction_set
 
-NAMES = ["neon_dotprod", "neon_i8mm"] if platform.machine() == "aarch64" else ["avx2"]
+NAMES = (
+    ["neon_dotprod", "neon_i8mm"] if platform.machine() == "aarch64" else ["avx2", "avx_vnni", "avx512", "avx512_vnni"]
+)
 
 
 @pytest.fixture(params=["portable", *NAMES], scope="module")

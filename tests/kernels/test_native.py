@@ -19,9 +19,16 @@ from tests.kernels.operators import random_matrix
 
 COMPILERS = {"host": "g++", "aarch64": "aarch64-linux-gnu-g++"}
 # Files that CMakeLists.txt compiles with flags of their own.
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 DOTPROD = ["-march=armv8.2-a+dotprod", "-ffp-contract=off"]
 FLAGS = {
-    "x86_64": {"avx2/isa.cc": ["-mavx2", "-mfma", "-mf16c"]},
+    "x86_64": {
+        "avx2/isa.cc": AVX2,
+        "avx_vnni/isa.cc": [*AVX2, "-mavxvnni"],
+        "avx512/isa.cc": AVX512,
+        "avx512_vnni/isa.cc": [*AVX512, "-mavx512vnni", "-mavx512vbmi", "-mavx512vbmi2"],
+    },
     "aarch64": {
         "neon/attention.cc": ["-ffp-contract=off"],
         "neon/quantize.cc": ["-ffp-contract=off"],
@@ -156,7 +163,7 @@ def passes(command: list[str], cases_file: Path, instruction_set: str = "") -> s
 def test_operators_on_this_machine(tmp_path: Path, cases_file: Path) -> None:
     program = [str(build("host", tmp_path))]
     best = passes(program, cases_file)
-    for name in {best, "avx2", "portable"}:
+    for name in {best, "avx512", "avx_vnni", "avx2", "portable"}:
         assert passes(program, cases_file, name) in (name, "")
 
 

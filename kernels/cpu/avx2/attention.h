@@ -5,7 +5,7 @@
 
 #include "kernels/cpu/avx2/vectors.h"
 
-namespace edgellm::avx2 {
+namespace edgellm::EDGELLM_AVX2 {
 
 // exp(x), x clamped to [-87.3, 88.3]: 2^round(x / ln 2) times a polynomial of degree 6 in the rest; within 2e-7.
 inline __m256 exp8(__m256 x) {
@@ -187,4 +187,4 @@ inline void gelu_tanh(const float* gate, const float* up, float* y) {
   }
 }
 
-}  // namespace edgellm::avx2
+}  // namespace edgellm::EDGELLM_AVX2

@@ -10,7 +10,7 @@
 #include "kernels/cpu/avx2/tables.h"
 #include "kernels/cpu/avx2/two_of_four.h"
 
-namespace edgellm::avx2 {
+namespace edgellm::EDGELLM_AVX2 {
 
 // Every block kernel adds one vector block, 64 weights of 4 inputs, to a and b: outputs 0-7 and 8-15. A wide
 // block is 8 inputs of 8 outputs, two int32 each: 0-3 in a, 4-7 in b.
@@ -170,4 +170,4 @@ inline void arrange(const Format& f, int16_t* q) {
   if (!f.sparse() && f.bits == 4) to_planes(q, kSigned);
 }
 
-}  // namespace edgellm::avx2
+}  // namespace edgellm::EDGELLM_AVX2

@@ -1,22 +1,15 @@
 // AVX2 with FMA and F16C. No byte expand here: sparse blocks unpack through a table of shuffles, one a mask byte.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cpu/avx2/accumulate.h"
 #include "kernels/cpu/avx2/attention.h"
 #include "kernels/cpu/avx2/decode.h"
 #include "kernels/cpu/avx2/tables.h"
 #include "kernels/cpu/isa.h"
 
-namespace edgellm {
+namespace edgellm::EDGELLM_AVX2 {
 namespace {
-
-using avx2::half8;
-using avx2::load;
-using avx2::load16;
-using avx2::pair;
-using avx2::unrolled;
 
 void store(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 
@@ -137,60 +130,11 @@ void unpack(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept) 
   }
 }
 
-// One group's weights as int16, of each quad [inputs 0 and 2, outputs 0-7][1 and 3, 0-7][0 and 2, 8-15][1 and 3, 8-15].
-void widen(const int8_t* weight, int quads, int16_t* wide) {
-  for (int i = 0; i < 2 * quads; ++i, weight += 32, wide += 32) {
-    const __m256i w = load(weight);
-    _mm256_store_si256((__m256i*)wide, _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8));
-    _mm256_store_si256((__m256i*)(wide + 16), _mm256_srai_epi16(w, 8));
-  }
-}
-
-// For some rows at once: their sums and a quad's weights fit sixteen registers. vpmaddwd: int16 pairs into an int32 an
-// output. 128 * kTop * 64 stays below 2^31.
-template <int kRows>
-void accumulate_rows(const int16_t* wide, int quads, const float* w_scale, const float* minimum, const int16_t* x,
-                     const float* x_scale, const float* total, float* acc) {
-  __m256i sum[kRows][2];
-  unrolled<kRows>([&](auto row) { sum[row][0] = sum[row][1] = _mm256_setzero_si256(); });
-  for (int quad = 0; quad < quads; ++quad, wide += 4 * kPanel, x += 4) {
-    const __m256i v0 = load(wide), v1 = load(wide + 16), w0 = load(wide + 32), w1 = load(wide + 48);
-    unrolled<kRows>([&](auto row) {
-      const __m256i first = pair(x + row * kTile), second = pair(x + row * kTile + 2);
-      avx2::add(sum[row][0], v0, first);
-      avx2::add(sum[row][1], w0, first);
-      avx2::add(sum[row][0], v1, second);
-      avx2::add(sum[row][1], w1, second);
-      avx2::keep(sum[row][0]);
-      avx2::keep(sum[row][1]);
-    });
-  }
-  auto finish = [&](__m256i whole, int row, int half) {
-    const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(whole), _mm256_loadu_ps(w_scale + 8 * half));
-    float* to = acc + row * kPanel + 8 * half;
-    __m256 now = _mm256_fmadd_ps(scaled, _mm256_set1_ps(x_scale[row]), _mm256_loadu_ps(to));
-    if (minimum) now = _mm256_fmadd_ps(_mm256_loadu_ps(minimum + 8 * half), _mm256_set1_ps(total[row]), now);
-    _mm256_storeu_ps(to, now);
-  };
-  unrolled<kRows>([&](auto row) { finish(sum[row][0], row, 0), finish(sum[row][1], row, 1); });
-}
-
-void accumulate(const int8_t* weight, int quads, const float* w_scale, const float* minimum, const int16_t* x,
-                const float* x_scale, const float* total, int rows, float* acc) {
-  constexpr decltype(&accumulate_rows<1>) kSome[] = {nullptr,            accumulate_rows<1>, accumulate_rows<2>,
-                                                     accumulate_rows<3>, accumulate_rows<4>, accumulate_rows<5>};
-  constexpr int kMost = 5;
-  alignas(32) int16_t wide[kPanel * kTile];
-  widen(weight, quads, wide);
-  for (int row = 0; row < rows; row += kMost, x += kMost * kTile, acc += kMost * kPanel)
-    kSome[std::min(kMost, rows - row)](wide, quads, w_scale, minimum, x, x_scale + row, total + row, acc);
-}
-
 Part quantize(const float* x, int16_t* q, float* left) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   __m256 most = _mm256_setzero_ps();
   for (int i = 0; i < kTile; i += 8) most = _mm256_max_ps(most, _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)));
-  float peak = avx2::largest_of(most);
+  float peak = largest_of(most);
   if (!(peak > 1e-30f)) peak = 0;  // kTop / peak would overflow
   Part part{peak / kTop, {}, {}, 0};
   const __m256 inverse = _mm256_set1_ps(peak > 0 ? kTop / peak : 0), scale = _mm256_set1_ps(part.scale);
@@ -214,7 +158,7 @@ Part quantize(const float* x, int16_t* q, float* left) {
     }
   });
   alignas(16) float floats[4];
-  _mm_store_ps(floats, avx2::sums(sum[0], sum[1], squares, squares));
+  _mm_store_ps(floats, sums(sum[0], sum[1], squares, squares));
   const __m256i pairs = _mm256_hadd_epi32(codes[0], codes[1]), lanes = _mm256_hadd_epi32(pairs, pairs);
   const __m128i both = _mm_add_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
   part.sum[0] = floats[0], part.sum[1] = floats[1], part.squares = floats[2];
@@ -236,23 +180,32 @@ void from_half(const uint16_t* x, float* y, int n) {
   for (; i < n; ++i) y[i] = half1(x[i]);
 }
 
+constexpr Isa all(const char* name) {
+  return {name,
+          decoder,
+          arrange,
+          unpack,
+          accumulate,
+          quantize,
+          scores<float>,
+          mix<float>,
+          scores<uint16_t>,
+          mix<uint16_t>,
+          largest,
+          exponentials,
+          silu,
+          gelu_tanh,
+          to_half,
+          from_half};
+}
+
 }  // namespace
+}  // namespace edgellm::EDGELLM_AVX2
 
-const Isa kAvx2 = {"avx2",
-                   avx2::decoder,
-                   avx2::arrange,
-                   unpack,
-                   accumulate,
-                   quantize,
-                   avx2::scores<float>,
-                   avx2::mix<float>,
-                   avx2::scores<uint16_t>,
-                   avx2::mix<uint16_t>,
-                   avx2::largest,
-                   avx2::exponentials,
-                   avx2::silu,
-                   avx2::gelu_tanh,
-                   to_half,
-                   from_half};
-
+namespace edgellm {
+#ifdef EDGELLM_VNNI
+const Isa kAvxVnni = avx_vnni::all("avx_vnni");
+#else
+const Isa kAvx2 = avx2::all("avx2");
+#endif
 }  // namespace edgellm

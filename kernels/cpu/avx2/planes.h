@@ -2,7 +2,7 @@
 #pragma once
 #include "kernels/cpu/avx2/vectors.h"
 
-namespace edgellm::avx2 {
+namespace edgellm::EDGELLM_AVX2 {
 
 // A tile of codes in the order of kPlace; high is (code + bias) / 256, rounded down. kSigned makes low, as it is read, a
 // number from -128 to 127; kWords leaves a code's own bytes; with kOffset both are unsigned, and high is 128 more.
@@ -32,4 +32,4 @@ inline __m256i quad_of(const uint8_t* plane, int quad) {
   return _mm256_set1_epi32(four);
 }
 
-}  // namespace edgellm::avx2
+}  // namespace edgellm::EDGELLM_AVX2

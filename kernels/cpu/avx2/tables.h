@@ -3,10 +3,10 @@
 #include <array>
 #include <cstdint>
 
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/avx2/vectors.h"
 #include "kernels/cpu/spread.h"
 
-namespace edgellm::avx2 {
+namespace edgellm::EDGELLM_AVX2 {
 
 // kGather[mask] picks, of eight activations in the order of kPlace, those of the mask's first four set bits.
 constexpr std::array<uint64_t, 256> gather_table() {
@@ -24,4 +24,4 @@ constexpr std::array<uint64_t, 256> gather_table() {
 }
 inline constexpr std::array<uint64_t, 256> kGather = gather_table();
 
-}  // namespace edgellm::avx2
+}  // namespace edgellm::EDGELLM_AVX2

@@ -8,7 +8,7 @@
 #pragma once
 #include "kernels/cpu/avx2/planes.h"
 
-namespace edgellm::avx2 {
+namespace edgellm::EDGELLM_AVX2 {
 
 constexpr int kChunkPlaces = 32;  // bytes of places before a chunk's codes; a chunk is four quads
 
@@ -119,4 +119,4 @@ void decode_two_of_four(const Format& f, const uint8_t* panel, const Row& x, flo
   _mm256_storeu_ps(acc + 8, _mm256_permute2f128_ps(a, b, 0x31));
 }
 
-}  // namespace edgellm::avx2
+}  // namespace edgellm::EDGELLM_AVX2

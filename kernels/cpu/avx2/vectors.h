@@ -1,13 +1,21 @@
 // Loads and sums that the AVX2 kernels share.
+//
+// These sources are compiled twice, with AVX-VNNI the second time (avx_vnni/isa.cc). A namespace each keeps the two apart
+// where they are linked together.
 #pragma once
-#include <immintrin.h>
-
 #include <cstring>
-#include <utility>
 
+#include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/unrolled.h"
 
-namespace edgellm::avx2 {
+#ifdef EDGELLM_VNNI
+#define EDGELLM_AVX2 avx_vnni
+#else
+#define EDGELLM_AVX2 avx2
+#endif
+
+namespace edgellm::EDGELLM_AVX2 {
 
 constexpr int kAhead = 2048;  // bytes: hardware prefetchers stop at a page's end
 
@@ -23,23 +31,18 @@ template <int kBytes>
 void prefetch(const uint8_t* p) {
   for (int i = 0; i < kBytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
 }
-// body(0), ..., body(kCount - 1), the index a constant: arrays of sums indexed by it stay in registers, where those that
-// a loop runs over are stored each time around.
-template <class Body, int... kIndex>
-inline void unrolled(std::integer_sequence<int, kIndex...>, Body body) {
-  (body(std::integral_constant<int, kIndex>()), ...);
-}
-template <int kCount, class Body>
-inline void unrolled(Body body) {
-  unrolled(std::make_integer_sequence<int, kCount>(), body);
-}
-
 // Keeps a sum in its register: compilers otherwise gather the additions at a loop's end and spill what waits for them.
 inline void keep(__m256i& sum) {
   __m256i kept = sum;  // an array that assembly refers to would stay in memory
-  __asm__("" : "+x"(kept));
+  EDGELLM_KEEP(kept);
   sum = kept;
 }
-inline void add(__m256i& sum, __m256i a, __m256i x) { sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, x)); }
+inline void add(__m256i& sum, __m256i a, __m256i x) {
+#ifdef EDGELLM_VNNI
+  sum = _mm256_dpwssd_avx_epi32(sum, a, x);
+#else
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, x));
+#endif
+}
 
-}  // namespace edgellm::avx2
+}  // namespace edgellm::EDGELLM_AVX2

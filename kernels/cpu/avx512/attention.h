@@ -1,0 +1,116 @@
+// Attention's products with AVX-512: s[row][j] = q[row] . key[j];  y[row] += sum_j p[row][j] * value[j].
+#pragma once
+#include <type_traits>
+
+#include "kernels/cpu/avx512/quantize.h"
+
+namespace edgellm::EDGELLM_AVX512 {
+
+constexpr int kRowsAtOnce = 4;  // 16 sums, and what they are made of, in 32 registers
+constexpr __mmask16 kAll = 0xFFFF;
+
+// Calls each(first row, rows) for runs of at most kRowsAtOnce rows; `rows` is a compile-time number.
+template <typename Each>
+void for_rows(int rows, Each each) {
+  int row = 0;
+  for (; row + 4 <= rows; row += 4) each(row, std::integral_constant<int, 4>());
+  if (rows - row == 3) each(row, std::integral_constant<int, 3>());
+  if (rows - row == 2) each(row, std::integral_constant<int, 2>());
+  if (rows - row == 1) each(row, std::integral_constant<int, 1>());
+}
+
+// The four sums of a, b, c and d.
+inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {
+  auto in_pairs = [](__m512 v, __m512 w) { return _mm512_add_ps(_mm512_unpacklo_ps(v, w), _mm512_unpackhi_ps(v, w)); };
+  const __m512d ab = _mm512_castps_pd(in_pairs(a, b)), cd = _mm512_castps_pd(in_pairs(c, d));
+  const __m512d low = _mm512_unpacklo_pd(ab, cd), high = _mm512_unpackhi_pd(ab, cd);
+  const __m512 lanes = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+  const __m256 two = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1));
+}
+
+// The lanes `here` of sixteen floats, or of as many halves widened; 0 in others.
+inline __m512 read(const float* x, __mmask16 here) { return _mm512_maskz_loadu_ps(here, x); }
+inline __m512 read(const uint16_t* x, __mmask16 here) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(here, x)); }
+
+// Of what is read from the cache itself, a line ahead for every line: blocks often begin on a page that no hardware
+// prefetcher crosses into. Distance in bytes.
+constexpr int kCacheAhead = 4096;
+inline void fetch(const float*, int) {}
+inline void fetch(const uint16_t* x, int i) {
+  if (i % 32 == 0) _mm_prefetch(reinterpret_cast<const char*>(x) + kCacheAhead, _MM_HINT_T0);
+}
+
+// kRows rows by kSlots (4 or 1) slots in registers; T: float, or uint16_t for half precision. Every sum has the same
+// order whatever the tile.
+template <int kRows, int kSlots, typename T>
+void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
+  __m512 sum[kRows][kSlots];
+  unrolled<kRows>([&](auto row) { unrolled<kSlots>([&](auto j) { sum[row][j] = _mm512_setzero_ps(); }); });
+  auto sixteen = [&](int i, __mmask16 here) __attribute__((always_inline)) {
+    __m512 x[kRows];
+    unrolled<kRows>([&](auto row) { x[row] = read(q + row * dim + i, here); });
+    unrolled<kSlots>([&](auto j) {
+      fetch(key + j * dim + i, i);
+      const __m512 k = read(key + j * dim + i, here);
+      unrolled<kRows>([&](auto row) { sum[row][j] = _mm512_fmadd_ps(x[row], k, sum[row][j]); });
+    });
+  };
+  int i = 0;
+  for (; i + 16 <= dim; i += 16) sixteen(i, kAll);
+  if (i < dim) sixteen(i, some(i, dim));
+  unrolled<kRows>([&](auto row) {
+    constexpr int kMore = kSlots == 4;
+    const __m128 four = sums(sum[row][0], sum[row][kMore], sum[row][2 * kMore], sum[row][3 * kMore]);
+    if constexpr (kSlots == 4)
+      _mm_storeu_ps(s + row * stride, four);
+    else
+      _mm_store_ss(s + row * stride, four);
+  });
+}
+
+template <typename T>
+void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride) {
+  for_rows(rows, [&](int row, auto count) {
+    const float* x = q + row * dim;
+    float* to = s + row * stride;
+    int j = 0;
+    for (; j + 4 <= n; j += 4) scores_tile<count(), 4>(x, key + j * dim, dim, to + j, stride);
+    for (; j < n; ++j) scores_tile<count(), 1>(x, key + j * dim, dim, to + j, stride);
+  });
+}
+
+// kRows rows by 16 * kWide dimensions in registers; `last` are the lanes of the last sixteen.
+template <int kRows, int kWide, typename T>
+void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, __mmask16 last) {
+  auto lanes = [=](int i) { return i == kWide - 1 ? last : kAll; };
+  __m512 sum[kRows][kWide];
+  unrolled<kRows>([&](auto row) {
+    unrolled<kWide>([&](auto i) { sum[row][i] = read(y + row * dim + 16 * i, lanes(i)); });
+  });
+  for (int j = 0; j < n; ++j) {
+    __m512 weight[kRows];
+    unrolled<kRows>([&](auto row) { weight[row] = _mm512_set1_ps(p[row * stride + j]); });
+    unrolled<kWide>([&](auto i) {
+      fetch(value + j * dim + 16 * i, 16 * i);
+      const __m512 v = read(value + j * dim + 16 * i, lanes(i));
+      unrolled<kRows>([&](auto row) { sum[row][i] = _mm512_fmadd_ps(weight[row], v, sum[row][i]); });
+    });
+  }
+  unrolled<kRows>([&](auto row) {
+    unrolled<kWide>([&](auto i) { _mm512_mask_storeu_ps(y + row * dim + 16 * i, lanes(i), sum[row][i]); });
+  });
+}
+
+template <typename T>
+void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y) {
+  for_rows(rows, [&](int row, auto count) {
+    const float* weight = p + row * stride;
+    float* to = y + row * dim;
+    int i = 0;
+    for (; i + 64 <= dim; i += 64) mix_tile<count(), 4>(weight, stride, value + i, n, dim, to + i, kAll);
+    for (; i < dim; i += 16) mix_tile<count(), 1>(weight, stride, value + i, n, dim, to + i, some(i, dim));
+  });
+}
+
+}  // namespace edgellm::EDGELLM_AVX512

@@ -1,0 +1,36 @@
+// AVX-512: F, BW, VL and DQ, with F16C and FMA.
+#include "kernels/cpu/avx512/accumulate.h"
+#include "kernels/cpu/avx512/attention.h"
+#include "kernels/cpu/avx512/decode.h"
+#include "kernels/cpu/avx512/exponentials.h"
+#include "kernels/cpu/avx512/quantize.h"
+#include "kernels/cpu/avx512/unpack.h"
+
+namespace edgellm::EDGELLM_AVX512 {
+constexpr Isa all(const char* name) {
+  return {name,
+          decoder,
+          arrange,
+          unpack,
+          accumulate,
+          quantize,
+          scores<float>,
+          mix<float>,
+          scores<uint16_t>,
+          mix<uint16_t>,
+          largest,
+          exponentials,
+          silu,
+          gelu_tanh,
+          to_half,
+          from_half};
+}
+}  // namespace edgellm::EDGELLM_AVX512
+
+namespace edgellm {
+#ifdef EDGELLM_VNNI
+const Isa kAvx512Vnni = avx512_vnni::all("avx512_vnni");
+#else
+const Isa kAvx512 = avx512::all("avx512");
+#endif
+}  // namespace edgellm
