@@ -109,9 +109,8 @@ def decoder_graph(arch: Architecture, placed: dict[str, Placed]) -> onnx.ModelPr
         x, inputs, outputs = _block(b, arch, layer, x, rotations)
         caches_in += inputs
         caches_out += outputs
-    wanted = b.node("Gather", [x, "rows"], "wanted", axis=0)
     head, cap = "embedding" if arch.tied else "head", arch.final_softcap
-    logits = b.matmul(wanted, head, "uncapped" if cap else "logits", norm="norm", epsilon=arch.norm_eps)
+    logits = b.matmul(x, head, "uncapped" if cap else "logits", norm="norm", epsilon=arch.norm_eps)
     if cap:
         b.capped(logits, cap, "logits")
 
@@ -176,6 +175,8 @@ def _block(
     b.nodes.append(
         helper.make_node("PrunedKVAttention", inputs, [mixed, *results], name=mixed, domain="edgellm", **sizes)
     )
+    if layer == arch.layers - 1:  # nothing reads the other rows any more
+        x, mixed = (b.node("Gather", [y, "rows"], f"wanted.{name}", axis=0) for name, y in (("x", x), ("mixed", mixed)))
     x = added(x, mixed, "o", "post_attention_norm", f"{at}.attended")
     hidden = b.matmul(x, f"{at}.gate_up", f"{at}.gated", arch.activation, norm=f"{at}.mlp_norm", epsilon=eps)
     x = added(x, hidden, "down", "post_mlp_norm", f"{at}.out")

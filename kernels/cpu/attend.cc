@@ -7,12 +7,13 @@
 // For a segment S:  m = max_S logit,  l = sum_S exp(logit - m),  y' = sum_S exp(logit - m) value;
 // two segments merge by scaling both to the larger m.
 //
-// All query heads that share a KV head pass together, so that its keys and values are read and widened once. Slots are
+// Query heads that share a KV head pass together, so that its keys and values are read and widened once. Slots are
 // cut into blocks and segments by their order alone: a token's result has the same bits whatever run it came in.
 #include "kernels/cpu/attend.h"
 
 #include <cmath>
 #include <limits>
+#include <thread>
 #include <vector>
 
 #include "kernels/cpu/isa.h"
@@ -54,25 +55,25 @@ struct Partial {
   }
 };
 
-// What one task works on: tokens [first, first + tokens) of one KV head, all heads of its group: row = token, head.
+// What one task works on: tokens [first, first + tokens) and query heads [lead, lead + width) of all; these share KV head
+// `head`: row = token, query head.
 struct Task {
   const Attention& a;
   const KVCache& cache;
   const Seen& seen;
   const Tokens& run;
-  int64_t head, first, tokens;
+  int64_t head, first, tokens, lead, width;
 
-  int64_t group() const { return a.heads / a.kv_heads; }
-  int64_t rows() const { return tokens * group(); }
+  int64_t rows() const { return tokens * width; }
   int64_t last() const { return seen.committed + first + tokens; }  // slots that the last token sees
 
   // Rotated and scaled, [rows, dim].
   std::vector<float> rotated() const {
     std::vector<float> q(size_t(rows() * a.head_dim));
     for (int64_t row = 0; row < rows(); ++row) {
-      const int64_t t = first + row / group();
+      const int64_t t = first + row / width;
       float* to = &q[size_t(row * a.head_dim)];
-      turn(a, run, t, head_of(a, run, t, head * group() + row % group()), run.q_norm, to);
+      turn(a, run, t, head_of(a, run, t, lead + row % width), run.q_norm, to);
       for (int64_t i = 0; i < a.head_dim; ++i) to[i] *= a.scale;
     }
     return q;
@@ -124,7 +125,7 @@ struct Task {
 
   // Logits s [n] of a row become weights relative to the row's maximum so far; unseen slots weigh 0.
   void weigh(int64_t row, int64_t from, int64_t n, float* s, Partial& out, const Isa& isa) const {
-    const int64_t t = first + row / group(), sees = seen.committed + t + 1;
+    const int64_t t = first + row / width, sees = seen.committed + t + 1;
     if (a.softcap > 0)
       for (int64_t j = 0; j < n; ++j) s[j] = a.softcap * std::tanh(s[j] / a.softcap);
     for (int64_t j = std::max<int64_t>(0, sees - from); j < n; ++j) s[j] = kNever;
@@ -146,37 +147,43 @@ struct Task {
 
 void attend(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens, float* y,
             const Pool& pool) {
+  static const int64_t wanted = 2 * std::max(1u, std::thread::hardware_concurrency());  // tasks
   const Isa& isa = edgellm::isa();
   const int64_t dim = a.head_dim, group = a.heads / a.kv_heads, per_task = std::max<int64_t>(1, kRows / group);
-  const int64_t runs = (seen.steps + per_task - 1) / per_task;
-  auto task = [&](int64_t head, int64_t run) {
-    const int64_t first = run * per_task;
-    return Task{a, cache, seen, tokens, head, first, std::min(per_task, seen.steps - first)};
+  const int64_t runs = (seen.steps + per_task - 1) / per_task, slots = seen.committed + seen.steps;
+  const int64_t segments = runs > 1 ? 1 : (slots + kSegment - 1) / kSegment;
+  // Too few for all threads: the query heads of a group part, and read the same keys and values from cache.
+  const int64_t alone = a.kv_heads * runs * segments, shares = std::min(group, (wanted + alone - 1) / alone);
+  auto task = [&](int64_t i) {
+    const int64_t run = i % runs, share = i / runs % shares, head = i / runs / shares, first = run * per_task;
+    const int64_t begin = group * share / shares, end = group * (share + 1) / shares;
+    return Task{a, cache, seen, tokens, head, first, std::min(per_task, seen.steps - first), head * group + begin, end - begin};
   };
   auto write = [&](const Task& t, const Partial& sum) {
     for (int64_t row = 0; row < t.rows(); ++row) {
-      float* to = y + ((t.first + row / group) * a.heads + t.head * group + row % group) * dim;
+      float* to = y + ((t.first + row / t.width) * a.heads + t.lead + row % t.width) * dim;
       for (int64_t i = 0; i < dim; ++i) to[i] = sum.y[size_t(row * dim + i)] / sum.total[size_t(row)];
     }
   };
-  const int64_t segments = runs > 1 ? 1 : (task(0, 0).last() + kSegment - 1) / kSegment;
+  const int64_t tasks = a.kv_heads * shares * runs;
   if (segments > 1) {  // few queries, long context: segments in parallel, then merged in order
-    std::vector<Partial> parts(size_t(a.kv_heads * segments), Partial(task(0, 0).rows(), dim));
+    std::vector<Partial> parts;
+    for (int64_t i = 0; i < tasks * segments; ++i) parts.emplace_back(task(i / segments).rows(), dim);
     auto one = [&](size_t i) {
-      const Task t = task(int64_t(i) / segments, 0);
+      const Task t = task(int64_t(i) / segments);
       const int64_t begin = int64_t(i) % segments * kSegment;
       t.segment(t.rotated().data(), begin, std::min(begin + kSegment, t.last()), parts[i], isa);
     };
     parallel(pool, parts.size(), one);
-    for (int64_t head = 0; head < a.kv_heads; ++head) {
-      Partial& sum = parts[size_t(head * segments)];
-      for (int64_t i = 1; i < segments; ++i) sum.merge(parts[size_t(head * segments + i)], dim);
-      write(task(head, 0), sum);
+    for (int64_t i = 0; i < tasks; ++i) {
+      Partial& sum = parts[size_t(i * segments)];
+      for (int64_t j = 1; j < segments; ++j) sum.merge(parts[size_t(i * segments + j)], dim);
+      write(task(i), sum);
     }
     return;
   }
   auto one = [&](size_t i) {
-    const Task t = task(int64_t(i) / runs, int64_t(i) % runs);
+    const Task t = task(int64_t(i));
     const std::vector<float> q = t.rotated();
     Partial sum(t.rows(), dim);
     for (int64_t begin = 0; begin < t.last(); begin += kSegment) {
@@ -186,10 +193,10 @@ void attend(const Attention& a, const KVCache& cache, const Seen& seen, const To
     }
     write(t, sum);
   };
-  if (a.heads * seen.steps * task(0, runs - 1).last() * dim < kInline)
-    for (int64_t i = 0; i < a.kv_heads * runs; ++i) one(size_t(i));
+  if (a.heads * seen.steps * slots * dim < kInline)
+    for (int64_t i = 0; i < tasks; ++i) one(size_t(i));
   else
-    parallel(pool, size_t(a.kv_heads * runs), one);
+    parallel(pool, size_t(tasks), one);
 }
 
 }  // namespace edgellm

@@ -72,9 +72,16 @@ def measure(checkpoint: Checkpoint, bundle: Path, ids: list[int] | None) -> dict
 @click.option("--calibration", type=Path)
 @click.option("--again", is_flag=True, help="Export bundles that are there once more.")
 @click.option("--only", multiple=True, help="Recipes whose name begins so; may be given again.")
+@click.option("--recover", type=click.Choice(["none", "sparsegpt"]), help="As export has it.")
 @click.option("-o", "--output", type=Path, default=Path("build/bench/recipes.json"))
 def main(
-    model: Path, text: Path | None, calibration: Path | None, again: bool, only: tuple[str, ...], output: Path
+    model: Path,
+    text: Path | None,
+    calibration: Path | None,
+    again: bool,
+    only: tuple[str, ...],
+    recover: str | None,
+    output: Path,
 ) -> None:
     checkpoint = open_checkpoint(model)
     folder = output.parent / "bundles"
@@ -82,6 +89,8 @@ def main(
     facts: dict[str, Any] = {"model": model.name, "prompts": len(PROMPTS), "rows": []}
     ids: list[int] | None = None
     for name, settings in recipes():
+        if recover:
+            settings["recover"] = recover
         out = folder / "".join(c if c.isalnum() else "-" for c in name)
         if only and not name.startswith(only):
             continue
