@@ -10,7 +10,7 @@ from edgellm.devices.profile import Device
 from edgellm.export.architectures import Architecture, role
 from edgellm.export.prune import METHODS, SCOPES, SWEPT, axis
 from edgellm.kernels.layout import Format
-from edgellm.runtime.cache import KVPolicy, parse_kv
+from edgellm.runtime.kv_policy import KVPolicy, parse_kv
 from edgellm.runtime.errors import EdgellmError, UsageError
 
 # Inputs a scale when weights are rounded here. Dense ones at 4 bits get a minimum too, 4.5 bits a weight in all: groups

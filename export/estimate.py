@@ -56,10 +56,11 @@ def estimate(checkpoint: Checkpoint, config: ExportConfig) -> Estimate:
     placed = planned(config, checkpoint)
     weights = max(at.offset + at.nbytes for at in placed.values())
     staging = min(CHUNK, arch.context)
-    kv_bytes = CacheLayout(policy, staging, arch.layers, arch.kv_heads, arch.head_dim).nbytes
+    layout = CacheLayout(policy, staging, arch.layers, arch.kv_heads, arch.head_dim)
+    kv_bytes = layout.nbytes
     token_bytes = weight_bytes({name: at.nbytes for name, at in placed.items()})
     touched = token_bytes + ROWS * arch.hidden  # pages of an untied embedding that no token asks for are never read
-    kept = policy.budget * kv_bytes // (policy.budget + staging)
+    kept = kv_bytes - staging * layout.slot_bytes
     rates: list[float | None] = [None, None]
     if device.bandwidth_gb_s is not None:
         rates = [device.bandwidth_gb_s * 1e9 / (token_bytes + cache) for cache in (0, kept)]

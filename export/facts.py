@@ -13,8 +13,8 @@ from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
 from edgellm.export.graph import Placed
 from edgellm.kernels.library import OPERATORS
-from edgellm.runtime.cache import KVPolicy
 from edgellm.runtime.chat import Chat, freeze
+from edgellm.runtime.kv_policy import KVPolicy
 from edgellm.runtime.manifest import SCHEMA
 
 SIZES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ff", "vocabulary", "context", "parameters")
@@ -77,7 +77,7 @@ def frame(
             "calibration": config.calibration.name if config.calibration else None,
         },
         "device": config.device.name,
-        "kv": {"policy": policy.name, "budget": policy.budget, "sinks": policy.sinks},
+        "kv": _kv(policy),
         "tokens": spoken.tokens,
         "chat": _chat(spoken, created),
         "matrices": matrices,
@@ -85,6 +85,13 @@ def frame(
         "parity": None,
         "files": dict(files),
     }
+
+
+def _kv(policy: KVPolicy) -> dict[str, Any]:
+    facts: dict[str, Any] = {"policy": policy.name, "budget": policy.budget, "sinks": policy.sinks}
+    if policy.name not in ("full", "window"):
+        facts |= {name: getattr(policy, name) for name in ("recent", "forget", "queries", "heads", "prefill")}
+    return facts | ({"budgets": list(policy.budgets)} if policy.budgets else {})
 
 
 def _chat(spoken: Spoken, created: datetime) -> dict[str, Any] | None:

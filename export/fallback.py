@@ -28,7 +28,8 @@ from edgellm.export.standard_graph import matrices, place, quantize
 from edgellm.export.verify import Parity, compared, continued, prompts_from
 from edgellm.export.write import PartialBundle
 from edgellm.runtime import load, manifest
-from edgellm.runtime.cache import CacheLayout, KVPolicy, parse_kv
+from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.kv_policy import KVPolicy, parse_kv
 from edgellm.runtime.errors import BundleError, CheckpointError, EdgellmError, UsageError
 from edgellm.runtime.perplexity import score
 from edgellm.runtime.session import Session

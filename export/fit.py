@@ -13,7 +13,7 @@ from edgellm.devices.profile import HOST, load, names
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig, Sparsity
 from edgellm.export.estimate import Estimate, estimate
-from edgellm.runtime.cache import SINKS
+from edgellm.runtime.kv_policy import SINKS
 from edgellm.runtime.errors import EdgellmError
 
 OPTIONS = 3

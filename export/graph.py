@@ -1,7 +1,8 @@
 """The ONNX graph of a decoder: standard operators around NMMatMul, QuantGather and PrunedKVAttention (design.md).
 
-Inputs: ids, positions, rows int64; control int64 [5]; per layer key.L and value.L fp16 [kv_heads, capacity, head_dim],
-position.L int32 [kv_heads, capacity]. Outputs: logits float32 [R, vocabulary] of the rows asked for, and the caches.
+Inputs: ids, positions, rows int64; control int64 [layers, fields of edgellm.kernels.control]; per layer key.L and
+value.L fp16 [kv_heads, capacity, head_dim], position.L int32 [kv_heads, capacity], score.L float32 [kv_heads, capacity,
+planes], each layer with its own capacity. Outputs: logits float32 [R, vocabulary] of the rows asked for, and the caches.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper
 
 from edgellm.export.architectures import Architecture
 from edgellm.export.rope import Rope
+from edgellm.kernels.control import FIELDS
 from edgellm.kernels.layout import Format
 from edgellm.kernels.library import OPERATORS
 
@@ -114,8 +116,9 @@ def decoder_graph(arch: Architecture, placed: dict[str, Placed]) -> onnx.ModelPr
     if cap:
         b.capped(logits, cap, "logits")
 
-    integers = [helper.make_tensor_value_info(n, TensorProto.INT64, [d]) for n, d in
-                (("ids", "T"), ("positions", "T"), ("rows", "R"), ("control", 5))]  # fmt: skip
+    sizes: dict[str, list[int | str]] = {"ids": ["T"], "positions": ["T"], "rows": ["R"]}
+    sizes["control"] = [arch.layers, FIELDS]
+    integers = [helper.make_tensor_value_info(name, TensorProto.INT64, size) for name, size in sizes.items()]
     result = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["R", arch.vocabulary])
     initializers = [*b.constants, *b.used.values()]
     graph = helper.make_graph(b.nodes, "decoder", [*integers, *caches_in], [result, *caches_out], initializers)
@@ -163,11 +166,11 @@ def _block(
     else:  # stored in formats of their own
         parts = [linear(x, role, f"{at}.{role}.out", norm="attention_norm") for role in ("q", "k", "v")]
         qkv = b.node("Concat", parts, f"{at}.qkv.out", axis=1)
-    caches = [f"key.{layer}", f"value.{layer}", f"position.{layer}"]
+    caches = [f"{kind}.{layer}" for kind in ("key", "value", "position", "score")]
     results = [f"{name}.out" for name in caches]
     mixed = f"{at}.mixed"
     sizes = dict(heads=arch.heads, kv_heads=arch.kv_heads, head_dim=arch.head_dim, scale=arch.attention_scale)
-    sizes |= dict(window=facts.window, softcap=arch.attention_softcap)
+    sizes |= dict(window=facts.window, softcap=arch.attention_softcap, layer=layer)
     inputs = [qkv, *rotations[facts.rope], "positions", "control", *caches]
     if arch.qk_norm:
         inputs += [b.stored(f"{at}.{role}_norm") for role in ("q", "k")]
@@ -181,8 +184,9 @@ def _block(
     hidden = b.matmul(x, f"{at}.gate_up", f"{at}.gated", arch.activation, norm=f"{at}.mlp_norm", epsilon=eps)
     x = added(x, hidden, "down", "post_mlp_norm", f"{at}.out")
 
-    long = [arch.kv_heads, "capacity", arch.head_dim]
-    shapes = [(TensorProto.FLOAT16, long), (TensorProto.FLOAT16, long), (TensorProto.INT32, long[:2])]
+    slots = [arch.kv_heads, f"capacity.{layer}"]
+    shapes = [(TensorProto.FLOAT16, [*slots, arch.head_dim])] * 2
+    shapes += [(TensorProto.INT32, slots), (TensorProto.FLOAT, [*slots, "planes"])]
     values = [
         [helper.make_tensor_value_info(name, *shape) for name, shape in zip(names, shapes, strict=True)]
         for names in (caches, results)

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.runtime.cache import CacheLayout
+
 
 class Backend(Protocol):
     """One sequence's graph and its cache buffers, allocated once."""
@@ -25,12 +27,20 @@ class Backend(Protocol):
     ) -> NDArray[np.float32]:
         """Run ids [T] at absolute positions [T]; logits float32 [R, vocabulary] of rows [R] (indices into T).
 
-        control [5] is edgellm.runtime.cache.Cursor.control(); T is at most the staging size. Raises BundleError.
+        control [layers, fields] is edgellm.runtime.cursor.Cursor.control(); T is at most the staging size. Raises
+        BundleError.
         """
         ...
 
-    def read_slots(self, slots: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Copies of every cache buffer at slots [S], by CacheLayout's names: [kv_heads, S, …]."""
+    def resize(self, layout: CacheLayout) -> None:
+        """Change the buffers' capacity to another layout's; as many first slots as both have keep their content.
+
+        Raises EdgellmError, with the buffers as they were, where there is no memory for it.
+        """
+        ...
+
+    def read_slots(self, name: str, slots: NDArray[np.int64]) -> NDArray[Any]:
+        """A copy of one cache buffer (CacheLayout's names) at slots [S]: [kv_heads, S, …]."""
         ...
 
     def write_slots(self, name: str, slots: NDArray[np.int64], values: NDArray[Any]) -> None:

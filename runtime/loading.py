@@ -9,8 +9,9 @@ from tokenizers import Tokenizer
 
 from edgellm.runtime.backend import Backend
 from edgellm.runtime.bundle_files import AGAIN, CHAT_TEMPLATE, NAME
-from edgellm.runtime.cache import CacheLayout, KVPolicy, kv_policy, parse_kv
+from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
+from edgellm.runtime.kv_policy import KVPolicy, kv_policy, parse_kv
 from edgellm.runtime.manifest import read_manifest
 from edgellm.runtime.schema import Manifest
 from edgellm.runtime.session import Session
@@ -31,7 +32,7 @@ def load(
 ) -> Session:
     """Load a bundle from its folder.
 
-    kv: "full", "window:512", … instead of the bundle's policy. threads: default, the physical cores this process may
+    kv: "full", "vatp:512", … (edgellm.runtime.kv_policy.parse_kv) instead of the bundle's policy. threads: default, the physical cores this process may
     use. verify: hash the weights too. manifest: taken as it is and no file is checked (export, before it writes one).
     Raises BundleError for anything wrong with the files, UsageError for arguments, EdgellmError for the library.
     """
@@ -61,7 +62,9 @@ def _backend(folder: Path, manifest: Manifest, layout: CacheLayout, threads: int
 def _default_policy(manifest: Manifest) -> KVPolicy:
     default = manifest.kv
     try:
-        return kv_policy(default.policy, default.budget, default.sinks, manifest.model.context)
+        if len(default.budgets) not in (0, manifest.model.layers):
+            raise UsageError(f'"kv.budgets" has {len(default.budgets)} budgets for {manifest.model.layers} layers')
+        return kv_policy(default.policy, default.budget, manifest.model.context, default.budgets, **default.settings())
     except UsageError as error:
         raise BundleError(f"{NAME}: {error.what}", AGAIN) from None
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from edgellm.runtime.cache import CONTROL, CacheLayout
+from edgellm.kernels.control import FIELDS
+from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.errors import EdgellmError, no_library
 from edgellm.runtime.onnx_graph import check_ends, failed, first_line, open_graph
 
@@ -36,7 +37,8 @@ class OnnxBackend:
         self._inputs: list[NDArray[np.int64]] = []  # ids, positions, rows, control, of the sizes in self._bound
         self._bound = (0, 0)
         self._buffers: dict[str, NDArray[Any]] = {}
-        self._bind_cache()
+        for name, buffer in self._allocate(layout).items():
+            self._bind(name, buffer)
 
     @property
     def kv_bytes(self) -> int:
@@ -63,9 +65,19 @@ class OnnxBackend:
             raise failed(error) from error
         return logits
 
-    def read_slots(self, slots: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def resize(self, layout: CacheLayout) -> None:
+        """See Backend.resize. Peak memory: both sizes of one buffer, beside all the others."""
+        wanted = self._allocate(layout)
+        for name in list(wanted):
+            new, old = wanted.pop(name), self._buffers[name]
+            kept = min(new.shape[1], old.shape[1])
+            new[:, :kept] = old[:, :kept]
+            self._bind(name, new)
+        self._layout = layout
+
+    def read_slots(self, name: str, slots: NDArray[np.int64]) -> NDArray[Any]:
         """See Backend.read_slots."""
-        return {name: np.take(buffer, slots, axis=1) for name, buffer in self._buffers.items()}
+        return np.take(self._buffers[name], slots, axis=1)
 
     def write_slots(self, name: str, slots: NDArray[np.int64], values: NDArray[Any]) -> None:
         """See Backend.write_slots."""
@@ -92,24 +104,29 @@ class OnnxBackend:
 
     def _bind_inputs(self, tokens: int, rows: int) -> None:
         """Bind buffers for runs of `tokens` and `rows`; runs alike, as decoding's are, only fill them again."""
-        self._inputs = [np.empty(size, np.int64) for size in (tokens, tokens, rows, CONTROL)]
+        sizes: tuple[Any, ...] = (tokens, tokens, rows, (self._layout.layers, FIELDS))
+        self._inputs = [np.empty(size, np.int64) for size in sizes]
         for name, buffer in zip(("ids", "positions", "rows", "control"), self._inputs, strict=True):
             self._binding.bind_ortvalue_input(name, self._value(buffer))
         self._bound = (tokens, rows)
 
-    def _bind_cache(self) -> None:
-        for name, shape, dtype in self._layout.buffers():
+    def _allocate(self, layout: CacheLayout) -> dict[str, NDArray[Any]]:
+        found = {}
+        for name, shape, dtype in layout.buffers():
             try:
-                buffer = aligned_zeros(shape, dtype)
+                found[name] = aligned_zeros(shape, dtype)
             except (MemoryError, OSError):
-                size = self._layout.nbytes / 2**20
+                size = layout.nbytes / 2**20
                 raise EdgellmError(f"no memory for a KV cache of {size:.0f} MiB", "Try --kv window:512.") from None
             if name.startswith("position."):
-                buffer.fill(-1)
-            value = self._value(buffer)
-            self._binding.bind_ortvalue_input(name, value)
-            self._binding.bind_ortvalue_output(f"{name}.out", value)
-            self._buffers[name] = buffer
+                found[name].fill(-1)
+        return found
+
+    def _bind(self, name: str, buffer: NDArray[Any]) -> None:
+        value = self._value(buffer)
+        self._binding.bind_ortvalue_input(name, value)
+        self._binding.bind_ortvalue_output(f"{name}.out", value)
+        self._buffers[name] = buffer
 
 
 def register_operators(options: Any) -> Path:

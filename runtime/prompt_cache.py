@@ -25,20 +25,26 @@ from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.errors import EdgellmError, PromptCacheError
 from edgellm.runtime.typed_json import decode
 
-FORMAT, VERSION = "edgellm prompt cache", "1"
+FORMAT, VERSION = "edgellm prompt cache", "2"
 TOKENS = "tokens"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Whose cache it is: Manifest.weights_sha256, the KV policy, and the cursor (in tokens, as in Cursor)."""
+    """Whose cache it is: Manifest.weights_sha256, the KV policy with all its settings (as in --kv) and a budget a layer;
+    and the cursor (tokens a layer, and as in Cursor)."""
 
     model: str
     policy: str
-    budget: int
-    sinks: int
-    committed: int
+    budgets: list[int]
+    committed: list[int]
     staged: int
+    votes: list[float]
+    anchor: int
+
+    def __post_init__(self) -> None:
+        if len(self.votes) != 2 or min(self.committed, default=-1) < 0 or self.staged < 0:
+            raise ValueError("facts out of range")
 
 
 def write_prompt_cache(path: Path, facts: Facts, tokens: Iterable[int], slots: Mapping[str, NDArray[Any]]) -> None:
@@ -93,8 +99,8 @@ class PromptCache:
 
     @property
     def held(self) -> int:
-        """Tokens that have slots; the others were evicted."""
-        return self.facts.committed + self.facts.staged
+        """The most tokens that have slots in a layer; the others were evicted."""
+        return max(self.facts.committed) + self.facts.staged
 
     def slots(self, name: str) -> NDArray[Any]:
         """A buffer's values [kv_heads, held, …]."""
@@ -115,19 +121,26 @@ class PromptCache:
         facts, policy = self.facts, layout.policy
         if facts.model != model:
             raise self._error("was made by another model, or by another export of it")
-        theirs = f"{facts.policy}:{facts.budget}"
-        # A full cache holds the same whatever its budget; what a window holds depends on it.
-        same = policy.name == "full" or (facts.budget, facts.sinks) == (policy.budget, policy.sinks)
-        if facts.policy != policy.name or not same:
-            raise self._error(f"holds a cache of policy {theirs}; this session's is {policy}", f"Use --kv {theirs}.")
-        room = policy.budget if policy.name == "full" else layout.capacity
-        if self.held > room:
-            what = f"holds {self.held} tokens; this session's cache ({policy}) {room}"
-            raise self._error(what, f"Use --kv {theirs}.")
-        expected = {name: (shape[0], self.held, *shape[2:]) for name, shape, _ in layout.buffers()}
+        full = policy.name == "full" and facts.policy.startswith("full:")
+        # A full cache holds the same whatever its budget; what others hold depends on every setting.
+        if not full and facts.policy != str(policy):
+            told = f"holds a cache of policy {facts.policy}; this session's is {policy}"
+            raise self._error(told, f"Use --kv {facts.policy}.")
+        if not full and facts.budgets != list(layout.budgets):
+            raise self._error("holds a cache of other budgets a layer")
+        if full and self.held > policy.budget:
+            what = f"holds {self.held} tokens; this session's cache ({policy}) {policy.budget}"
+            raise self._error(what, f"Use --kv {facts.policy}.")
+        expected = {
+            name: (shape[0], facts.committed[layer] + facts.staged, *shape[2:])
+            for layer, name, shape in layout.filled()
+            if layer < len(facts.committed)
+        }
         shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in names if name != TOKENS}
-        if shapes != expected or TOKENS not in names:
+        if shapes != expected or TOKENS not in names or len(facts.committed) != layout.layers:
             raise self._error("is damaged: its tensors do not fit the model")
+        if not full and facts.staged > layout.staging:
+            raise self._error(f"holds a run of {facts.staged} tokens; this session's have {layout.staging}")
 
     def _error(self, what: str, hint: str = "") -> PromptCacheError:
         return PromptCacheError(f"{self._path} {what}", f"{hint} {self._again}".strip())

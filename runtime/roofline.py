@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgellm.runtime.cache import CacheLayout, KVPolicy
+from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.kv_policy import KVPolicy
 from edgellm.runtime.schema import Manifest, Model
 
 
@@ -22,9 +23,9 @@ def manifest_weight_bytes(manifest: Manifest) -> int:
 
 
 def kv_read_bytes(model: Model, policy: KVPolicy, tokens: int) -> int:
-    """Bytes of keys, values and positions that a token reads after `tokens` others, in an fp16 cache.
+    """Bytes of keys, values, positions and scores that a token reads after `tokens` others, in an fp16 cache.
 
     Layers with a window of their own (Gemma) count in full, though they read less of a long context.
     """
     layout = CacheLayout(policy, 0, model.layers, model.kv_heads, model.head_dim)
-    return min(tokens + 1, policy.budget) * layout.slot_bytes
+    return sum(min(tokens + 1, budget) for budget in layout.budgets) * layout.token_bytes

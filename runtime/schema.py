@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -50,11 +50,25 @@ class Recipe:
 
 @dataclass(frozen=True)
 class KVDefaults:
-    """The cache a session gets when nothing else is asked for; budget and sinks in tokens."""
+    """The cache a session gets when nothing else is asked for: fields of edgellm.runtime.kv_policy.KVPolicy, in tokens.
+
+    None: as the policy has it by default. budgets: one a layer, or none: `budget` for all.
+    """
 
     policy: str
     budget: int
     sinks: int
+    recent: float | None = None
+    forget: float | None = None
+    queries: int | None = None
+    heads: str | None = None
+    prefill: str | None = None
+    budgets: list[int] = field(default_factory=list)
+
+    def settings(self) -> dict[str, Any]:
+        """What is given beside policy and budgets."""
+        names = ("sinks", "recent", "forget", "queries", "heads", "prefill")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True)

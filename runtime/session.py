@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgellm.runtime.backend import Backend
-from edgellm.runtime.cache import CacheLayout, Cursor, KVPolicy
+from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.errors import ContextError, UsageError
 from edgellm.runtime.generation import Generation, Result
+from edgellm.runtime.kv_cache import KVCache
+from edgellm.runtime.kv_policy import KVPolicy
 from edgellm.runtime.sampling import Sampler, Sampling
 from edgellm.runtime.schema import Manifest
 
@@ -48,9 +50,8 @@ class Session:
         self.tokens: list[int] = []
         self.reused_tokens = 0
         self.generation: Generation | None = None  # the one that may decode
-        self._backend = backend
-        self._cursor = Cursor(policy)
-        self._staging = staging
+        model = manifest.model
+        self._cache = KVCache(backend, CacheLayout(policy, staging, model.layers, model.kv_heads, model.head_dim))
         self._read_chat = read_chat
 
     @cached_property
@@ -60,14 +61,24 @@ class Session:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of the cache buffers."""
-        return self._backend.kv_bytes
+        """Bytes of the cache buffers; of a prompt that was read whole, until the next run."""
+        return self._cache.backend.kv_bytes
+
+    @property
+    def kv_evictions(self) -> int:
+        """Tokens of the sequence that the cache holds no more: the mean over layers, rounded."""
+        return self._cache.evictions
+
+    @property
+    def kv_coverage(self) -> float | None:
+        """The share of attention paid so far that went to tokens still held (KVCache.coverage); reads all scores."""
+        return self._cache.coverage(self.manifest.model.heads // self.manifest.model.kv_heads)
 
     @property
     def limit(self) -> int:
         """Tokens of prompt and continuation: the context, or less where a full cache has a smaller budget.
 
-        A window does not lift the context: positions are absolute, and the model has seen none beyond it.
+        Eviction does not lift the context: positions are absolute, and the model has seen none beyond it.
         """
         return self.policy.budget if self.policy.name == "full" else self.manifest.model.context
 
@@ -96,14 +107,14 @@ class Session:
         self.tokens = []
         self.reused_tokens = 0
         self.generation = None
-        self._cursor.reset()
+        self._cache.reset()
 
     def prefill(
         self, ids: Sequence[int], rows: Literal["last", "all"] = "last", progress: Progress | None = None
     ) -> NDArray[np.float32]:
         """Append ids [T] in chunks; logits [V] of the last token, or [T, V] of all.
 
-        Raises ContextError, before anything runs, when the sequence would pass `limit`; UsageError for no ids, or for
+        Where the KV policy reads prompts whole, nothing is evicted before the run that comes next. Raises ContextError, before anything runs, when the sequence would pass `limit`; UsageError for no ids, or for
         ids outside the vocabulary.
         """
         parts = list(self.chunks(ids, rows, progress))
@@ -117,15 +128,19 @@ class Session:
     ) -> Iterator[NDArray[np.float32]]:
         """`prefill` a chunk at a time, logits [rows of the chunk, V] each: [T, V] of a long text may not fit."""
         new = self._checked(ids)
-        size = self._staging
+        size = self._cache.staging
         if rows == "all":
             size = min(size, max(1, LOGITS_AT_ONCE // self.manifest.model.vocabulary))
-        for start in range(0, len(new), size):
-            chunk = new[start : start + size]
-            wanted = np.arange(len(chunk)) if rows == "all" else np.array([len(chunk) - 1])
-            yield self._run(chunk, wanted)
-            if progress:
-                progress(start + len(chunk), len(new))
+        self._cache.make_room(len(new))
+        try:
+            for start in range(0, len(new), size):
+                chunk = new[start : start + size]
+                wanted = np.arange(len(chunk)) if rows == "all" else np.array([len(chunk) - 1])
+                yield self._run(chunk, wanted)
+                if progress:
+                    progress(start + len(chunk), len(new))
+        finally:
+            self._cache.prune()
 
     def step(self, token: int) -> NDArray[np.float32]:
         """Append one token; logits [V] of what follows. Raises as `prefill` does."""
@@ -147,7 +162,7 @@ class Session:
         self._check(ids, 0)
         self.generation = None  # one under way would go on from another sequence
         common = shared(self.tokens, ids[:-1]) if keep else 0
-        self.reused_tokens = self._cursor.cut_back(common)
+        self.reused_tokens = self._cache.cut_back(common)
         del self.tokens[self.reused_tokens :]
         return self.prefill(ids[self.reused_tokens :], "last", progress)
 
@@ -157,15 +172,9 @@ class Session:
         Takes that much memory again while it writes. Raises UsageError for an empty sequence, EdgellmError where the
         file cannot be written.
         """
-        from edgellm.runtime.prompt_cache import Facts, write_prompt_cache  # late: few sessions need safetensors
-
         if not self.tokens:
             raise UsageError("there is no sequence to save: nothing was prefilled")
-        policy, cursor = self.policy, self._cursor
-        facts = Facts(
-            self.manifest.weights_sha256, policy.name, policy.budget, policy.sinks, cursor.committed, cursor.staged
-        )
-        write_prompt_cache(Path(path), facts, self.tokens, self._backend.read_slots(cursor.slots()))
+        self._cache.save(Path(path), self.manifest.weights_sha256, self.tokens)
 
     def restore_cache(self, path: str | Path) -> int:
         """Replace the sequence by that of a file from `save_cache`; returns its tokens. Then `keep` makes use of it.
@@ -173,18 +182,10 @@ class Session:
         Raises PromptCacheError, with the sequence left as it was, for a file that is damaged, or of another model or
         KV policy.
         """
-        from edgellm.runtime.prompt_cache import PromptCache
-
-        model = self.manifest.model
-        layout = CacheLayout(self.policy, self._staging, model.layers, model.kv_heads, model.head_dim)
-        file = PromptCache(Path(path), self.manifest.weights_sha256, layout)
-        self.reset()
-        cursor = Cursor(self.policy)
-        cursor.refill(len(file.tokens), file.held)
-        for name, _, _ in layout.buffers():
-            self._backend.write_slots(name, cursor.slots(), file.slots(name))
-        self._cursor, self.tokens = cursor, file.tokens
-        return len(self.tokens)
+        tokens = self._cache.restore(Path(path), self.manifest.weights_sha256)
+        self.reused_tokens, self.generation = 0, None
+        self.tokens = tokens
+        return len(tokens)
 
     def stream(
         self,
@@ -247,13 +248,11 @@ class Session:
             )
 
     def _run(self, ids: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        positions = np.arange(len(self.tokens), len(self.tokens) + len(ids), dtype=np.int64)
         try:
-            logits = self._backend.step(ids, positions, rows, self._cursor.control())
+            logits = self._cache.run(ids, rows)
         except BaseException:
             self.reset()  # some layers may have committed, others not: nothing to continue from
             raise
-        self._cursor.advance(len(ids))
         self.tokens.extend(ids.tolist())
         return logits
 

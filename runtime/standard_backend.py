@@ -62,7 +62,7 @@ class StandardBackend:
         control: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         """See Backend.step; committed and accepted say how much of the cache's beginning stays."""
-        self._cut(int(control[0] + control[1]))
+        self._cut(int(control[0, 0] + control[0, 1]))  # layers are alike
         feed = {
             "input_ids": self._value(np.ascontiguousarray(ids[None])),
             "attention_mask": self._value(np.ones((1, self._held + len(ids)), np.int64)),
@@ -80,15 +80,17 @@ class StandardBackend:
         chosen: NDArray[np.float32] = logits.numpy()[0, rows]
         return chosen
 
-    def read_slots(self, slots: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def resize(self, layout: CacheLayout) -> None:
+        """See Backend.resize: this cache has no other size than its tokens'."""
+
+    def read_slots(self, name: str, slots: NDArray[np.int64]) -> NDArray[Any]:
         """See Backend.read_slots; keys and values are float32, as the graph has them."""
         budget = self._layout.policy.budget
         at = np.where(slots < budget, slots, slots - budget + self._committed)
-        found: dict[str, NDArray[Any]] = {}
-        for (layer, kind), name in zip(self._names, self._past, strict=True):
-            found[f"{kind}.{layer}"] = np.take(self._array(name)[0], at, axis=1)  # contiguous: files take it as it lies
-            found[f"position.{layer}"] = np.tile(at.astype(np.int32), (self._layout.kv_heads, 1))
-        return found
+        kind, _, layer = name.partition(".")
+        if kind == "position":
+            return np.tile(at.astype(np.int32), (self._layout.kv_heads, 1))
+        return np.take(self._array(f"past_key_values.{layer}.{kind}")[0], at, axis=1)  # contiguous: files take it so
 
     def write_slots(self, name: str, slots: NDArray[np.int64], values: NDArray[Any]) -> None:
         """See Backend.write_slots. Slots are 0 to S-1: a full cache is restored as a whole, in the sequence's order."""

@@ -13,10 +13,12 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <thread>
 #include <vector>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/score.h"
 
 namespace edgellm {
 namespace {
@@ -79,7 +81,13 @@ struct Task {
     return q;
   }
 
-  void segment(const float* q, int64_t begin, int64_t end, Partial& out, const Isa& isa) const {
+  bool votes(const Votes* votes) const {
+    bool any = false;
+    for (int64_t t = first; votes && t < first + tokens; ++t) any = any || votes->weight(t) > 0;
+    return any;
+  }
+
+  void segment(const float* q, int64_t begin, int64_t end, Partial& out, std::optional<Paid>& paid, const Isa& isa) const {
     static thread_local std::vector<float> key, value, s;  // grow to the largest once, then stay
     const int dim = int(a.head_dim), stride = int(kBlock), count = int(rows());
     const bool few = rows() <= kFewRows;
@@ -102,7 +110,10 @@ struct Task {
         }
       }
       if (!few) isa.scores(q, count, key.data(), int(n), dim, s.data(), stride);
-      for (int64_t row = 0; row < rows(); ++row) weigh(row, from, n, &s[size_t(row * kBlock)], out, isa);
+      for (int64_t row = 0; row < rows(); ++row) {
+        weigh(row, from, n, &s[size_t(row * kBlock)], out, isa);
+        if (paid) paid->keep(row, from, n, &s[size_t(row * kBlock)], out.most[size_t(row)]);
+      }
       if (!few) isa.mix(s.data(), stride, count, value.data(), int(n), dim, out.y.data());
       for (const auto& [at, size] : parts)
         if (few && size) isa.mix_half(s.data() + at, stride, count, cache.value + place(from + at), size, dim, out.y.data());
@@ -145,15 +156,17 @@ struct Task {
 
 }  // namespace
 
-void attend(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens, float* y,
-            const Pool& pool) {
+void attend(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens, const Votes* votes,
+            float* y, const Pool& pool) {
   static const int64_t wanted = 2 * std::max(1u, std::thread::hardware_concurrency());  // tasks
   const Isa& isa = edgellm::isa();
   const int64_t dim = a.head_dim, group = a.heads / a.kv_heads, per_task = std::max<int64_t>(1, kRows / group);
   const int64_t runs = (seen.steps + per_task - 1) / per_task, slots = seen.committed + seen.steps;
   const int64_t segments = runs > 1 ? 1 : (slots + kSegment - 1) / kSegment;
   // Too few for all threads: the query heads of a group part, and read the same keys and values from cache.
-  const int64_t alone = a.kv_heads * runs * segments, shares = std::min(group, (wanted + alone - 1) / alone);
+  // Not where the largest of them counts.
+  const int64_t alone = a.kv_heads * runs * segments;
+  const int64_t shares = votes && votes->max() ? 1 : std::min(group, (wanted + alone - 1) / alone);
   auto task = [&](int64_t i) {
     const int64_t run = i % runs, share = i / runs % shares, head = i / runs / shares, first = run * per_task;
     const int64_t begin = group * share / shares, end = group * (share + 1) / shares;
@@ -166,37 +179,58 @@ void attend(const Attention& a, const KVCache& cache, const Seen& seen, const To
     }
   };
   const int64_t tasks = a.kv_heads * shares * runs;
+  const int64_t size = votes ? votes->sums() * slots : 0;  // of a task's sums
+  std::vector<float> sums(size_t(tasks * size), 0);
+  auto vote = [&](int64_t i, const Partial& sum, std::optional<Paid>& paid) {
+    const Task t = task(i);
+    if (paid) paid->add(*votes, t.first, t.width, sum.most.data(), sum.total.data(), &sums[size_t(i * size)], slots);
+  };
+  auto settle = [&] {
+    const int64_t each = tasks / a.kv_heads;
+    for (int64_t i = 0; votes && i < tasks; ++i) {
+      float *head = &sums[size_t(i / each * each * size)], *own = &sums[size_t(i * size)];
+      for (int64_t j = 0; own != head && j < size; ++j) head[j] += own[j];
+      if ((i + 1) % each == 0) votes->settle(cache, seen, i / each, head);
+    }
+  };
   if (segments > 1) {  // few queries, long context: segments in parallel, then merged in order
     std::vector<Partial> parts;
+    std::vector<std::optional<Paid>> paid(size_t(tasks * segments));
     for (int64_t i = 0; i < tasks * segments; ++i) parts.emplace_back(task(i / segments).rows(), dim);
     auto one = [&](size_t i) {
       const Task t = task(int64_t(i) / segments);
-      const int64_t begin = int64_t(i) % segments * kSegment;
-      t.segment(t.rotated().data(), begin, std::min(begin + kSegment, t.last()), parts[i], isa);
+      const int64_t begin = int64_t(i) % segments * kSegment, end = std::min(begin + kSegment, t.last());
+      if (t.votes(votes)) paid[i].emplace(t.rows(), begin, end);
+      t.segment(t.rotated().data(), begin, end, parts[i], paid[i], isa);
     };
     parallel(pool, parts.size(), one);
     for (int64_t i = 0; i < tasks; ++i) {
       Partial& sum = parts[size_t(i * segments)];
       for (int64_t j = 1; j < segments; ++j) sum.merge(parts[size_t(i * segments + j)], dim);
+      for (int64_t j = 0; j < segments; ++j) vote(i, sum, paid[size_t(i * segments + j)]);
       write(task(i), sum);
     }
-    return;
+    return settle();
   }
   auto one = [&](size_t i) {
     const Task t = task(int64_t(i));
     const std::vector<float> q = t.rotated();
     Partial sum(t.rows(), dim);
+    std::optional<Paid> paid;
+    if (t.votes(votes)) paid.emplace(t.rows(), 0, t.last());
     for (int64_t begin = 0; begin < t.last(); begin += kSegment) {
       Partial part(t.rows(), dim);
-      t.segment(q.data(), begin, std::min(begin + kSegment, t.last()), begin ? part : sum, isa);
+      t.segment(q.data(), begin, std::min(begin + kSegment, t.last()), begin ? part : sum, paid, isa);
       if (begin) sum.merge(part, dim);
     }
+    vote(int64_t(i), sum, paid);
     write(t, sum);
   };
   if (a.heads * seen.steps * slots * dim < kInline)
     for (int64_t i = 0; i < tasks; ++i) one(size_t(i));
   else
     parallel(pool, size_t(tasks), one);
+  settle();
 }
 
 }  // namespace edgellm

@@ -14,9 +14,11 @@ struct Seen {
   int64_t slot(int64_t i) const { return i < committed ? i : budget + i - committed; }
 };
 
-// y [steps, heads * head_dim] = softmax(scale * q . key) value
-void attend(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens, float* y,
-            const Pool& pool);
+class Votes;  // score.h
+
+// y [steps, heads * head_dim] = softmax(scale * q . key) value; the cache's scores change where votes is not null.
+void attend(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens, const Votes* votes,
+            float* y, const Pool& pool);
 
 // Head `head` of token t's query, key and value heads, [head_dim] of its qkv.
 inline const float* head_of(const Attention& a, const Tokens& tokens, int64_t t, int64_t head) {

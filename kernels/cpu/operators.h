@@ -1,4 +1,4 @@
-// edgellm's three operators on the CPU. Meaning: kernels/reference.py. No ONNX Runtime in here.
+// edgellm's three operators on the CPU. Meaning: kernels/reference.py, attention_reference.py. No ONNX Runtime in here.
 #pragma once
 #include "kernels/cpu/parallel.h"
 #include "kernels/layout.h"
@@ -30,18 +30,31 @@ struct Attention {
   float softcap;   // logits become softcap * tanh(logits / softcap); 0: they stay
 };
 
-// One layer's cache: key and value fp16 [kv_heads, capacity, head_dim], position [kv_heads, capacity].
+// One layer's cache: key and value fp16 [kv_heads, capacity, head_dim], position [kv_heads, capacity], score
+// [kv_heads, capacity, planes] (Plane); planes is 0 where nothing is scored.
 struct KVCache {
   uint16_t* key;
   uint16_t* value;
   int32_t* position;
   int64_t capacity;
+  float* score = nullptr;
+  int64_t planes = 0;
+
+  float* scores(int64_t head, int64_t slot) const { return score + (head * capacity + slot) * planes; }
 };
 
-enum Policy : int64_t { kFull = 0, kWindow = 1 };
+enum Policy : int64_t { kFull = 0, kWindow = 1, kScore = 2 };
+enum Heads : int64_t { kSum = 0, kMean = 1, kMax = 2 };
+enum Plane : int64_t { kAttention = 0, kNorm = 1, kOlder = 2 };
+constexpr int64_t kMillion = 1000000;
+
+// A layer's row of the graph's `control`, in the order and with the meaning of kernels/control.py.
 struct Control {
-  int64_t committed, accepted, budget, sinks, policy;
+  int64_t committed, accepted, staged, budget, sinks, policy, recent, counted, forget, queries, anchor, heads, norm;
+
+  int64_t planes() const { return policy != kScore ? 0 : queries ? kOlder + 1 : norm ? kNorm + 1 : kAttention + 1; }
 };
+constexpr int64_t kControl = sizeof(Control) / sizeof(int64_t);
 
 // A run's tokens: qkv [steps, (heads + 2 * kv_heads) * head_dim], all query heads of a token, then its keys, then its
 // values; cos, sin [steps, half]; positions [steps]. q_norm, k_norm [head_dim] norm each head of q and k before it is
@@ -55,7 +68,7 @@ struct Tokens {
   float epsilon = 0;
 };
 
-// Commit, stage, attend: y [steps, heads*head_dim]. Returns why it cannot be done, or null.
+// Commit, stage, attend, score: y [steps, heads*head_dim]. Returns why it cannot be done, or null.
 const char* pruned_kv_attention(const Attention& a, const Control& control, const Tokens& tokens, KVCache cache,
                                 float* y, const Pool& pool);
 

@@ -1,41 +1,41 @@
-// PrunedKVAttention: commit the last run's accepted tokens, stage these, attend over what is kept (attend.cc).
-#include <cstring>
-#include <limits>
+// PrunedKVAttention: commit the last run's accepted tokens (commit.cc), stage these, attend over what is kept (attend.cc)
+// and score it (score.cc).
+#include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "kernels/cpu/attend.h"
+#include "kernels/cpu/commit.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/score.h"
 
 namespace edgellm {
 namespace {
 
-// The committed slot a token goes to: the next free one, else the oldest that is no sink (StreamingLLM).
-int64_t slot_for(const int32_t* position, int64_t committed, const Control& control) {
-  if (committed < control.budget) return committed;
-  int64_t slot = 0;
-  int32_t oldest = std::numeric_limits<int32_t>::max();
-  for (int64_t s = 0; s < control.budget; ++s)
-    if (position[s] >= control.sinks && position[s] < oldest) oldest = position[s], slot = s;
-  return slot;
-}
-
-void copy_slot(const KVCache& cache, int64_t head, int64_t from, int64_t to, int64_t head_dim) {
-  const size_t bytes = size_t(head_dim) * 2;
-  for (uint16_t* buffer : {cache.key, cache.value})
-    std::memcpy(buffer + (head * cache.capacity + to) * head_dim, buffer + (head * cache.capacity + from) * head_dim,
-                bytes);
-  cache.position[head * cache.capacity + to] = cache.position[head * cache.capacity + from];
-}
-
 const char* problem(const Attention& a, const Control& c, int64_t half, int64_t steps, const KVCache& cache) {
   if (a.kv_heads < 1 || a.heads % a.kv_heads || half < 0 || 2 * half > a.head_dim) return "heads do not fit";
   if (a.window < 0 || !(a.softcap >= 0)) return "window or softcap below 0";
-  if (c.budget < 1 || c.committed < 0 || c.committed > c.budget || c.accepted < 0) return "control out of range";
-  if (c.budget + std::max(steps, c.accepted) > cache.capacity) return "more tokens than the staging area holds";
-  if (c.policy != kFull && c.policy != kWindow) return "unknown policy";
-  if (c.policy == kFull && c.committed + c.accepted > c.budget) return "the cache is full";
-  if (c.policy == kWindow && c.sinks >= c.budget) return "sinks fill the whole budget";
-  return nullptr;
+  const int64_t least = std::min({c.committed, c.accepted, c.sinks, c.recent, c.counted, c.queries, c.anchor});
+  if (c.budget < 1 || least < 0 || c.staged < c.committed || c.staged + c.accepted > cache.capacity)
+    return "control out of range";
+  if (c.counted > steps || (c.queries && c.anchor >= c.queries) || c.forget < 0 || c.forget > kMillion || c.heads < kSum ||
+      c.heads > kMax)
+    return "control out of range";
+  if (c.budget + steps > cache.capacity) return "more tokens than the staging area holds";
+  if (c.policy != kFull && c.policy != kWindow && c.policy != kScore) return "unknown policy";
+  if (c.planes() > cache.planes) return "the score buffer has too few planes";
+  return commit_problem(c);
+}
+
+// A token that was just staged: nothing paid it yet; its value's l1 norm, as it is stored.
+void start_score(const KVCache& cache, int64_t head, int64_t slot, int64_t dim, const Isa& isa) {
+  float* score = cache.scores(head, slot);
+  std::fill(score, score + cache.planes, 0.0f);
+  if (cache.planes <= kNorm) return;
+  static thread_local std::vector<float> value;
+  value.resize(size_t(dim));
+  isa.from_half(cache.value + (head * cache.capacity + slot) * dim, value.data(), int(dim));
+  for (const float x : value) score[kNorm] += std::fabs(x);
 }
 
 }  // namespace
@@ -44,13 +44,11 @@ const char* pruned_kv_attention(const Attention& a, const Control& control, cons
                                 float* y, const Pool& pool) {
   if (const char* why = problem(a, control, tokens.half, tokens.steps, cache)) return why;
   const Isa& isa = edgellm::isa();
-  const int64_t dim = a.head_dim, budget = control.budget;
-  const int64_t committed = std::min(budget, control.committed + control.accepted);
+  const int64_t dim = a.head_dim, budget = control.budget, committed = kept(control);
 
   auto commit_and_stage = [&](size_t task) {
     const int64_t head = int64_t(task);
-    for (int64_t i = 0, count = control.committed; i < control.accepted; ++i, count = std::min(count + 1, budget))
-      copy_slot(cache, head, budget + i, slot_for(cache.position + head * cache.capacity, count, control), dim);
+    commit(cache, control, head, dim);
     static thread_local std::vector<float> turned;
     turned.resize(size_t(dim));
     for (int64_t t = 0; t < tokens.steps; ++t) {
@@ -59,6 +57,7 @@ const char* pruned_kv_attention(const Attention& a, const Control& control, cons
       isa.to_half(turned.data(), cache.key + slot * dim, int(dim));
       isa.to_half(head_of(a, tokens, t, a.heads + a.kv_heads + head), cache.value + slot * dim, int(dim));
       cache.position[slot] = int32_t(tokens.positions[t]);
+      start_score(cache, head, budget + t, dim, isa);
     }
   };
   if (tokens.steps == 1 && control.accepted <= 1)  // less work than waking a thread
@@ -66,7 +65,9 @@ const char* pruned_kv_attention(const Attention& a, const Control& control, cons
   else
     parallel(pool, size_t(a.kv_heads), commit_and_stage);
 
-  attend(a, cache, Seen{committed, budget, tokens.steps}, tokens, y, pool);
+  const Votes votes(control, tokens.positions, a.heads / a.kv_heads);
+  const bool scored = control.policy == kScore && votes.any();
+  attend(a, cache, Seen{committed, budget, tokens.steps}, tokens, scored ? &votes : nullptr, y, pool);
   return nullptr;
 }
 

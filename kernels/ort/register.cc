@@ -10,7 +10,7 @@
 namespace edgellm::ort {
 namespace {
 
-constexpr int kOperators = 2;  // kernels/library.py
+constexpr int kOperators = 3;  // kernels/library.py
 
 struct NMMatMul {
   static constexpr const char* kName = "NMMatMul";
@@ -67,17 +67,20 @@ struct QuantGather {
 
 struct PrunedKVAttention {
   static constexpr const char* kName = "PrunedKVAttention";
-  // qkv, cos, sin, positions, control, key, value, position, and optionally q_norm and k_norm -> y, key, value, position
-  static constexpr ElementType kInputs[] = {kFloat,   kFloat,   kFloat, kInt64, kInt64,
-                                            kFloat16, kFloat16, kInt32, kFloat, kFloat};
-  static constexpr ElementType kOutputs[] = {kFloat, kFloat16, kFloat16, kInt32};
-  static constexpr size_t kRequired = 8;
+  // qkv, cos, sin, positions, control, key, value, position, score, and optionally q_norm and k_norm
+  // -> y, key, value, position, score
+  static constexpr ElementType kInputs[] = {kFloat,   kFloat, kFloat, kInt64, kInt64, kFloat16,
+                                            kFloat16, kInt32, kFloat, kFloat, kFloat};
+  static constexpr ElementType kOutputs[] = {kFloat, kFloat16, kFloat16, kInt32, kFloat};
+  static constexpr size_t kRequired = 9;
   Attention attention;
+  int64_t layer;  // its row of control
   float epsilon;
 
   explicit PrunedKVAttention(const Attributes& a)
       : attention{a.integer("heads"), a.integer("kv_heads"), a.integer("head_dim"),
                   a.real("scale"),    a.integer("window"),   a.real("softcap")},
+        layer(a.integer("layer")),
         epsilon(a.real_or("epsilon", 0)) {}
 
   void compute(const Call& call) const {
@@ -89,7 +92,8 @@ struct PrunedKVAttention {
     call.require(cos.is({steps, half}) && sin.is({steps, half}), "PrunedKVAttention: cos and sin are not [T, rotary/2]");
     const Tensor positions = call.input(3), control = call.input(4), position = call.input(7);
     call.require(positions.is({steps}), "PrunedKVAttention: positions are not [T]");
-    call.require(control.is({5}), "PrunedKVAttention: control is not (committed, accepted, budget, sinks, policy)");
+    call.require(control.shape.size() == 2 && control.shape[1] == kControl && layer >= 0 && layer < control.shape[0],
+                 "PrunedKVAttention: control is not [layers, fields of kernels/control.py]");
     const int64_t capacity = position.shape[1];
     call.require(position.is({a.kv_heads, capacity}), "PrunedKVAttention: position's shape");
     const Shape slots{a.kv_heads, capacity, a.head_dim}, one_head{a.head_dim};
@@ -98,13 +102,17 @@ struct PrunedKVAttention {
     call.require(key.shape == slots && value.shape == slots, why);
     why = "PrunedKVAttention: q_norm or k_norm is not [head_dim]";
     const Tokens tokens{qkv.as<float>(), cos.as<float>(), sin.as<float>(), half, positions.as<int64_t>(), steps,
-                        call.constant<float>(8, q_norm, one_head, why), call.constant<float>(9, k_norm, one_head, why), epsilon};
+                        call.constant<float>(9, q_norm, one_head, why), call.constant<float>(10, k_norm, one_head, why), epsilon};
+    const Tensor score = call.input(8);
+    const int64_t planes = score.shape[2];
+    call.require(score.is({a.kv_heads, capacity, planes}), "PrunedKVAttention: score is not [kv_heads, capacity, planes]");
 
     float* y = static_cast<float*>(call.output(0, {steps, a.heads * a.head_dim}));
     KVCache cache{carry<uint16_t>(call, 1, key), carry<uint16_t>(call, 2, value), carry<int32_t>(call, 3, position),
-                  capacity};
-    const int64_t* c = control.as<int64_t>();
-    why = pruned_kv_attention(a, {c[0], c[1], c[2], c[3], c[4]}, tokens, cache, y, call.pool());
+                  capacity, carry<float>(call, 4, score), planes};
+    Control row;
+    std::memcpy(&row, control.as<int64_t>() + layer * kControl, sizeof row);
+    why = pruned_kv_attention(a, row, tokens, cache, y, call.pool());
     call.require(!why, why);
   }
 
@@ -113,7 +121,7 @@ struct PrunedKVAttention {
   template <typename T>
   static T* carry(const Call& call, size_t output, const Tensor& input) {
     T* to = static_cast<T*>(call.output(output, input.shape));
-    if (to != input.data) std::memcpy(to, input.data, size_t(input.size()) * sizeof(T));
+    if (to != input.data && input.size()) std::memcpy(to, input.data, size_t(input.size()) * sizeof(T));
     return to;
   }
   Known q_norm, k_norm;

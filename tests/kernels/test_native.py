@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import shutil
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 
 from edgellm.export.pack import pack
 from edgellm.kernels import reference, sample_reference
+from edgellm.kernels.attention_reference import Cache, pruned_kv_attention
+from edgellm.kernels.control import Control, SCORE, WINDOW
 from edgellm.kernels.layout import Format
-from edgellm.kernels.reference import Cache
 from tests.conftest import ROOT
 from tests.kernels.operators import random_matrix
 
@@ -54,6 +56,13 @@ FORMATS = [
     for zero in ("symmetric", "min")
     for n, m, axis in SPARSITIES
 ] + [Format(21, 64, 4, 64), Format(48, 128, 8, 32, "min"), Format(24, 128, 4, 64, "symmetric", 4, 8, "out")]
+SHAPES = [(4, 2, 16, 0, 0), (3, 1, 64, 5, 0), (2, 2, 24, 0, 30), (7, 1, 128, 0, 0)]  # heads … softcap
+EVICTING = [
+    Control(0, 0, 0, 0, sinks=2, policy=WINDOW),
+    Control(0, 0, 0, 0, sinks=2, policy=SCORE, recent=3, norm=1),
+    Control(0, 0, 0, 0, policy=SCORE, forget=0, heads=1),
+    Control(0, 0, 0, 0, policy=SCORE, recent=6, queries=3, anchor=1, forget=900_000, heads=2),
+]
 ACTIVATIONS = ["none", "silu", "gelu_tanh"]
 
 
@@ -89,24 +98,23 @@ def cases() -> bytes:
             x = rng.normal(size=(6, f.k_in)).astype(np.float32)
             x[2, 5] = 1e5
             parts.append(product(f, pack(q), x))
-    for heads, kv_heads, dim, window, softcap in (
-        (4, 2, 16, 0, 0),
-        (3, 1, 64, 5, 0),
-        (2, 2, 24, 0, 30),
-        (7, 1, 128, 0, 0),
-    ):
+    for (heads, kv_heads, dim, window, softcap), policy in itertools.product(SHAPES, EVICTING):
         budget, steps, capacity = 12, 4, 20
-        shape = (kv_heads, capacity, dim)
-        cache = Cache(*(rng.normal(size=shape).astype(np.float16) for _ in "kv"), np.zeros(shape[:2], np.int32))
+        cache = Cache.empty(kv_heads, capacity, dim, policy.planes)
+        for buffer in (cache.key, cache.value):
+            buffer[:] = rng.normal(size=buffer.shape)
         cache.position[:] = np.r_[0:12, 12:16, 0:4]
+        cache.score[:] = rng.random(cache.score.shape)
         qkv = rng.normal(size=(steps, (heads + 2 * kv_heads) * dim)).astype(np.float32)
         angle = rng.normal(size=(steps, dim // 2)).astype(np.float32)
         inputs = [qkv, np.cos(angle), np.sin(angle), np.arange(16, 20)]
-        control = np.array([12, 4, budget, 2, reference.WINDOW])
-        before = [cache.key.tobytes(), cache.value.tobytes(), cache.position.tobytes()]
-        y = reference.pruned_kv_attention(*inputs, control, cache, dim**-0.5, window, softcap)
-        sizes = header(2, heads, kv_heads, dim, steps, capacity, dim // 2, window, softcap, *control)
-        parts += [sizes, *(i.tobytes() for i in inputs), *before, y.tobytes()]
+        counted = 3 if policy.planes else 0
+        row = np.array(policy._replace(committed=12, accepted=4, staged=budget, budget=budget, counted=counted))
+        before = [buffer.tobytes() for buffer in vars(cache).values()]
+        y = pruned_kv_attention(*inputs, row, cache, dim**-0.5, window, softcap)
+        sizes = header(2, heads, kv_heads, dim, steps, capacity, dim // 2, window, softcap, policy.planes)
+        parts += [sizes, row.tobytes(), *(i.tobytes() for i in inputs), *before, y.tobytes()]
+        parts += [cache.position.tobytes(), cache.score.tobytes()]
     for size in (1, 300, 5000):
         logits = rng.normal(size=size).astype(np.float32) * 3
         seen = np.arange(size // 3, size // 2)

@@ -90,20 +90,25 @@ bool run(const std::vector<int64_t>& h) {
     return edgellm::quant_gather(f, ids.data(), h[9], tiles.data(), y.data(), kSerial) && close(y, expected);
   }
   if (h[0] == 3) return check_sample(h);
-  // heads, kv_heads, head_dim, steps, capacity, half, window, softcap, then control
+  // heads, kv_heads, head_dim, steps, capacity, half, window, softcap, planes
   const edgellm::Attention a{h[1], h[2], h[3], 1 / std::sqrt(float(h[3])), h[7], float(h[8])};
-  const int64_t steps = h[4], capacity = h[5], half = h[6];
+  const int64_t steps = h[4], capacity = h[5], half = h[6], planes = h[9];
+  edgellm::Control control;
+  std::memcpy(&control, take<int64_t>(edgellm::kControl).data(), sizeof control);
   const auto qkv = take<float>(steps * (a.heads + 2 * a.kv_heads) * a.head_dim);
   const auto cos = take<float>(steps * half), sin = take<float>(steps * half);
   const auto positions = take<int64_t>(steps);
   auto key = take<uint16_t>(a.kv_heads * capacity * a.head_dim), value = take<uint16_t>(a.kv_heads * capacity * a.head_dim);
   auto position = take<int32_t>(a.kv_heads * capacity);
+  auto score = take<float>(a.kv_heads * capacity * planes);
   const auto expected = take<float>(steps * a.heads * a.head_dim);
+  const auto positions_after = take<int32_t>(a.kv_heads * capacity);
+  const auto score_after = take<float>(a.kv_heads * capacity * planes);
   std::vector<float> y(expected.size());
   const char* why = edgellm::pruned_kv_attention(
-      a, {h[9], h[10], h[11], h[12], h[13]}, {qkv.data(), cos.data(), sin.data(), half, positions.data(), steps},
-      {key.data(), value.data(), position.data(), capacity}, y.data(), kSerial);
-  return !why && close(y, expected);
+      a, control, {qkv.data(), cos.data(), sin.data(), half, positions.data(), steps},
+      {key.data(), value.data(), position.data(), capacity, score.data(), planes}, y.data(), kSerial);
+  return !why && close(y, expected) && position == positions_after && close(score, score_after);
 }
 
 }  // namespace

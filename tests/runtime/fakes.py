@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from edgellm.kernels.attention_reference import Cache, commit
+from edgellm.kernels.control import ATTENTION, FULL, Control
 from edgellm.kernels.library import OPERATORS
-from edgellm.kernels.reference import Cache, commit
-from edgellm.runtime.cache import CacheLayout, KVPolicy, parse_kv
+from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.chat import Chat
+from edgellm.runtime.kv_policy import KVPolicy, parse_kv
 from edgellm.runtime.manifest import FileFacts, dump, file_facts, parse, seal
 from edgellm.runtime.session import Session
 
@@ -97,8 +99,9 @@ class FakeBackend:
     """After token t at position p comes (5t + 3p + 1) mod 251, or what `script` says for p; `second` is next likely.
 
     It keeps the operator's rules: a run has at most `staging` tokens, commits at most what the last one staged, and
-    full attention never runs out of room. `runs` records (ids, positions, rows, control). Its cache has real slots,
-    moved by the reference's commit(), a key being its token's id; `seen` is what the last run's last token attends to.
+    full attention never runs out of room. `runs` records (ids, positions, rows, control of the last layer). Its cache has
+    real slots, moved by the reference's commit(), a key being its token's id; `seen` is what the last run's last token
+    attends to. Every query pays all it has to `liked` tokens, if any is seen.
     """
 
     kv_bytes = 4096
@@ -119,9 +122,18 @@ class FakeBackend:
         self.staged = 0
         self.broken = False
         self.seen: list[tuple[int, int]] = []  # (position, id)
+        self.liked = frozenset[int]()
+        self.capacities: list[list[int]] = []  # of every resize
 
     def allocate(self, layout: CacheLayout) -> None:
         self.buffers = {name: np.full(shape, -1, dtype) for name, shape, dtype in layout.buffers()}
+
+    def resize(self, layout: CacheLayout) -> None:
+        old, self.capacities = self.buffers, [*self.capacities, [layout.capacity(n) for n in range(layout.layers)]]
+        self.allocate(layout)
+        for name, buffer in self.buffers.items():
+            kept = min(buffer.shape[1], old[name].shape[1])
+            buffer[:, :kept] = old[name][:, :kept]
 
     def following(self, token: int, position: int) -> int:
         return self.script.get(position, (5 * token + 3 * position + 1) % 251)
@@ -138,25 +150,29 @@ class FakeBackend:
         assert {a.dtype for a in (ids, positions, rows, control)} == {np.dtype(np.int64)}
         assert 1 <= len(ids) <= self.staging
         assert len(ids) == len(positions)
-        committed, accepted, budget, _, policy = control.tolist()
         if positions[0] == 0:
             self.staged = 0
-        assert accepted <= self.staged
-        assert policy == 1 or committed + accepted <= budget
-        for layer in range(2):
-            cache = Cache(*(self.buffers[f"{name}.{layer}"] for name in ("key", "value", "position")))
-            held = commit(cache, control)
-            staged = slice(budget, budget + len(ids))
+        for layer, row in enumerate(control):
+            c = Control(*row.tolist())
+            assert c.accepted <= self.staged
+            assert c.policy != FULL or c.committed + c.accepted <= c.budget
+            cache = Cache(*(self.buffers[f"{name}.{layer}"] for name in ("key", "value", "position", "score")))
+            held = commit(cache, row)
+            staged = slice(c.budget, c.budget + len(ids))
             cache.key[:, staged] = ids[None, :, None]
             cache.value[:, staged] = positions[None, :, None]
             cache.position[:, staged] = positions
+            cache.score[:, staged] = 1
+            slots = np.r_[0:held, staged]
+            if c.planes:
+                liked = np.isin(cache.key[:, slots, 0].astype(int), list(self.liked))
+                cache.score[:, slots, ATTENTION] += c.counted * liked
         self.staged = len(ids)
-        slots = np.r_[0:held, staged]
         assert (cache.key[:, slots, 0] == cache.key[0, slots, -1]).all()
         self.seen = sorted(zip(cache.position[1, slots].tolist(), cache.key[1, slots, 0].astype(int), strict=True))
         assert [position for position, _ in self.seen][-len(ids) :] == positions.tolist()
-        assert policy == 1 or [position for position, _ in self.seen] == list(range(int(positions[-1]) + 1))
-        self.runs.append((ids.tolist(), positions.tolist(), rows.tolist(), control.tolist()))
+        assert c.policy != FULL or [position for position, _ in self.seen] == list(range(int(positions[-1]) + 1))
+        self.runs.append((ids.tolist(), positions.tolist(), rows.tolist(), control[-1].tolist()))
         logits = np.zeros((len(rows), self.vocabulary), np.float32)
         if self.second is not None:
             logits[:, self.second] = 3.0
@@ -164,8 +180,8 @@ class FakeBackend:
             logits[i, self.following(int(ids[row]), int(positions[row]))] = 5.0
         return logits
 
-    def read_slots(self, slots: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        return {name: np.take(buffer, slots, axis=1) for name, buffer in self.buffers.items()}
+    def read_slots(self, name: str, slots: NDArray[np.int64]) -> NDArray[Any]:
+        return np.take(self.buffers[name], slots, axis=1)
 
     def write_slots(self, name: str, slots: NDArray[np.int64], values: NDArray[Any]) -> None:
         self.buffers[name][:, slots] = values

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgellm.runtime.cache import CacheLayout, Cursor, KVPolicy, parse_kv
+from edgellm.kernels.control import Control
+from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.cursor import Cursor
 from edgellm.runtime.errors import UsageError
+from edgellm.runtime.kv_policy import KVPolicy, parse_kv
 
 
 def test_policies() -> None:
@@ -17,7 +20,7 @@ def test_policies() -> None:
     window = parse_kv(" window:512", 2048)
     assert (window.number, window.budget, window.sinks, str(window)) == (1, 512, 4, "window:512")
     assert parse_kv("window:5", 2048).budget == 5
-    assert parse_kv("window:1", 2048, sinks=0).budget == 1
+    assert parse_kv("window:1,sinks=0", 2048).budget == 1
 
 
 @pytest.mark.parametrize(
@@ -33,7 +36,7 @@ def test_policies() -> None:
         ("window:2049", "outside 5 to 2048"),
         ("full:2049", "outside 1 to 2048"),
         ("full:0", "outside 1 to 2048"),
-        ("vatp:512", "this version has full and window"),
+        ("snap:512", "unknown"),
         ("", "unknown"),
     ],
 )
@@ -41,58 +44,46 @@ def test_policies_refused(text: str, match: str) -> None:
     with pytest.raises(UsageError, match=match) as caught:
         parse_kv(text, 2048)
     assert caught.value.exit_code == 2
-    assert "window:512" in caught.value.hint
+    assert "vatp:512" in caught.value.hint
 
 
 def test_layout_counts_its_bytes() -> None:
     layout = CacheLayout(parse_kv("window:100", 2048), 28, layers=3, kv_heads=2, head_dim=16)
-    assert layout.capacity == 128
+    assert layout.capacity(2) == 128
     buffers = layout.buffers()
-    assert [name for name, _, _ in buffers[3:6]] == ["key.1", "value.1", "position.1"]
+    assert [name for name, _, _ in buffers[4:8]] == ["key.1", "value.1", "position.1", "score.1"]
     assert buffers[0][1] == (2, 128, 16)
     assert sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for _, shape, dtype in buffers) == layout.nbytes
 
 
 @given(st.lists(st.integers(1, 8), max_size=30), st.integers(5, 40))
 def test_cursor_mirrors_the_operator(runs: list[int], budget: int) -> None:
-    cursor, before = Cursor(parse_kv(f"window:{budget}", 64)), 0
+    cursor, before = Cursor(parse_kv(f"window:{budget}", 64), 2), 0
     for tokens in runs:
-        committed, accepted, *rest = cursor.control().tolist()
-        assert rest == [budget, 4, 1]
-        assert min(budget, committed + accepted) == min(budget, before)
-        cursor.advance(tokens)
+        for row in cursor.control(tokens).tolist():
+            committed, accepted, *rest = row
+            assert Control(0, 0, *rest) == Control(0, 0, budget, budget, 4, 1)
+            assert min(budget, committed + accepted) == min(budget, before)
+        cursor.advance(tokens, tokens)
         before += tokens
     cursor.reset()
-    assert cursor.control().tolist()[:2] == [0, 0]
+    assert cursor.control(1)[:, :2].tolist() == [[0, 0]] * 2
 
 
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=12), st.integers(5, 40), st.data())
 def test_cutting_back_keeps_a_beginning_or_nothing(runs: list[int], budget: int, data: st.DataObject) -> None:
     """Against a cursor that never ran the tokens which are cut off, as far as the last run goes."""
-    cursor = Cursor(parse_kv(f"window:{budget}", 64))
+    cursor = Cursor(parse_kv(f"window:{budget}", 64), 2)
     for tokens in runs:
-        cursor.advance(tokens)
+        cursor.advance(tokens, tokens)
     fed, older = sum(runs), sum(runs[:-1])
-    evicted = fed - len(cursor.slots())
+    evicted = fed - len(cursor.slots(1))
     wanted = data.draw(st.integers(0, fed))
     kept = cursor.cut_back(wanted)
     assert kept == cursor.fed == (0 if evicted and wanted < older else wanted)
-    assert len(cursor.slots()) == max(0, kept - evicted)
+    assert len(cursor.slots(1)) == max(0, kept - evicted)
     if wanted > older:
-        other = Cursor(cursor.policy)
+        other = Cursor(cursor.policy, 2)
         for tokens in [*runs[:-1], wanted - older]:
-            other.advance(tokens)
+            other.advance(tokens, tokens)
         assert other == cursor
-
-
-@pytest.mark.parametrize("kv", ["full:20", "window:20"])
-def test_refilling_takes_over_what_another_cursor_held(kv: str) -> None:
-    cursor = Cursor(parse_kv(kv, 64))
-    for tokens in (8, 8, 4):
-        cursor.advance(tokens)
-    same = Cursor(cursor.policy)
-    same.refill(cursor.fed, len(cursor.slots()))
-    assert (same.committed, same.staged, same.fed) == (20, 0, 20)
-    cursor.advance(1)
-    same.advance(1)
-    assert cursor == same

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from edgellm.runtime import load
-from edgellm.runtime.cache import CacheLayout, parse_kv
+from edgellm.kernels.control import FIELDS
+from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.kv_policy import parse_kv
 from edgellm.runtime.chat import Chat, freeze
 from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
 from edgellm.runtime.manifest import parse
@@ -34,7 +36,8 @@ def graph(layers: int = 2, vocabulary: int = VOCABULARY) -> bytes:
     onnx = pytest.importorskip("onnx")
     h, t = onnx.helper, onnx.TensorProto
     value = h.make_tensor_value_info
-    inputs = [value(n, t.INT64, [d]) for n, d in (("ids", "T"), ("positions", "T"), ("rows", "R"), ("control", 5))]
+    inputs = [value(name, t.INT64, [size]) for name, size in (("ids", "T"), ("positions", "T"), ("rows", "R"))]
+    inputs.append(value("control", t.INT64, [layers, FIELDS]))
     outputs = [value("logits", t.FLOAT, ["R", vocabulary])]
     nodes = [
         h.make_node("Gather", ["ids", "rows"], ["wanted"]),
@@ -50,11 +53,16 @@ def graph(layers: int = 2, vocabulary: int = VOCABULARY) -> bytes:
         onnx.numpy_helper.from_array(following[None], "following"),
         onnx.numpy_helper.from_array(np.array(1, np.float16), "one.16"),
         onnx.numpy_helper.from_array(np.array(1, np.int32), "one.32"),
+        onnx.numpy_helper.from_array(np.array(1, np.float32), "one"),
     ]
     for layer in range(layers):
-        for name in ("key", "value", "position"):
-            kind, one = (t.INT32, "one.32") if name == "position" else (t.FLOAT16, "one.16")
-            shape = [2, "capacity"] if name == "position" else [2, "capacity", 16]
+        for name, kind, one, last in (
+            ("key", t.FLOAT16, "one.16", [16]),
+            ("value", t.FLOAT16, "one.16", [16]),
+            ("position", t.INT32, "one.32", []),
+            ("score", t.FLOAT, "one", ["planes"]),
+        ):
+            shape = [2, f"capacity.{layer}", *last]
             inputs.append(value(f"{name}.{layer}", kind, shape))
             outputs.append(value(f"{name}.{layer}.out", kind, shape))
             nodes.append(h.make_node("Add", [f"{name}.{layer}", one], [f"{name}.{layer}.out"]))
@@ -93,10 +101,10 @@ def test_cache_buffers_are_updated_in_place(tmp_path: Path) -> None:
     backend = OnnxBackend(folder, layout, VOCABULARY, threads=1)
     one = np.zeros(1, np.int64)
     for _ in range(3):
-        backend.step(one, one, one, np.zeros(5, np.int64))
+        backend.step(one, one, one, np.zeros((2, FIELDS), np.int64))
     assert backend.kv_bytes == layout.nbytes
     for name, buffer in backend._buffers.items():
-        assert buffer.ctypes.data % 64 == 0
+        assert buffer.ctypes.data % 64 == 0 or not buffer.size
         assert (buffer == (2 if name.startswith("position") else 3)).all()
 
 
@@ -169,8 +177,8 @@ def test_wrong_templates_and_policies(tmp_path: Path) -> None:
         load(folder, manifest=manifest).encode_chat([])
     with pytest.raises(BundleError, match=r"edgellm\.json: a KV budget of 65"):
         load(make_bundle(tmp_path / "b", kv={"policy": "full", "budget": 65, "sinks": 4}))
-    with pytest.raises(UsageError, match="this version has"):
-        load(make_bundle(tmp_path / "c"), kv="vatp:9")
+    with pytest.raises(UsageError, match='"snap" is unknown'):
+        load(make_bundle(tmp_path / "c"), kv="snap:9")
 
 
 def test_aligned_zeros() -> None:

@@ -34,11 +34,9 @@ def test_only_the_slots_in_use_are_written(tmp_path: Path) -> None:
     }  # fmt: skip
     assert tensors["position.0"].tolist() == [list(range(20))] * 2
     metadata = safe_open(path, framework="np").metadata()
-    assert (metadata["format"], metadata["version"]) == ("edgellm prompt cache", "1")
+    assert (metadata["format"], metadata["version"]) == ("edgellm prompt cache", "2")
     facts = json.loads(metadata["facts"])
-    assert (facts["policy"], facts["budget"], facts["sinks"], facts["committed"], facts["staged"]) == (
-        "full", 64, 4, 16, 4,
-    )  # fmt: skip
+    assert (facts["policy"], facts["budgets"], facts["committed"], facts["staged"]) == ("full:64", [64] * 2, [16] * 2, 4)
     assert [path] == list(tmp_path.iterdir())
 
 
@@ -50,7 +48,7 @@ def test_a_restored_session_goes_on_as_the_saved_one(tmp_path: Path, kv: str) ->
     other.prefill([7] * 30)  # to be replaced
     assert other.restore_cache(str(path)) == 20
     assert other.tokens == PROMPT
-    theirs = session._backend
+    theirs = session._cache.backend
     assert isinstance(theirs, FakeBackend)
     for token in (1, 2, 3):
         session.step(token)
@@ -85,7 +83,7 @@ def test_a_full_cache_may_have_another_budget(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("theirs", "ours"), [("full", "window:10"), ("window:10", "full"), ("window:10", "window:11")])
 def test_another_policy_is_refused(tmp_path: Path, theirs: str, ours: str) -> None:
     saved(tmp_path / "cache", theirs)
-    with pytest.raises(PromptCacheError, match=f"holds a cache of policy {theirs}.*this session's is {ours}") as caught:
+    with pytest.raises(PromptCacheError, match=f"holds a cache of policy {theirs}.*session's is {ours}") as caught:
         make_session(kv=ours)[0].restore_cache(tmp_path / "cache")
     assert f"--kv {theirs}" in caught.value.hint
 
@@ -133,8 +131,8 @@ def test_what_is_no_prompt_cache_is_refused(tmp_path: Path) -> None:
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(PromptCacheError, match=r"model\.safetensors is no prompt cache"):
         session.restore_cache(tmp_path / "model.safetensors")
-    save_file({}, tmp_path / "next", {"format": "edgellm prompt cache", "version": "2"})
-    with pytest.raises(PromptCacheError, match="format version 2; this edgellm reads version 1"):
+    save_file({}, tmp_path / "next", {"format": "edgellm prompt cache", "version": "3"})
+    with pytest.raises(PromptCacheError, match="format version 3; this edgellm reads version 2"):
         session.restore_cache(tmp_path / "next")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from edgellm.kernels.control import Control
 from edgellm.runtime.errors import ContextError, UsageError
 from edgellm.runtime.sampling import Sampling
 from tests.runtime.fakes import BOS, CHATML, DATA, STOP, FakeBackend, make_session
@@ -16,6 +17,11 @@ def continuation(backend: FakeBackend, prompt: list[int], count: int) -> list[in
     return ids[len(prompt) :]
 
 
+def controls(backend: FakeBackend) -> list[tuple[int, ...]]:
+    """(committed, accepted, staged, budget, sinks, policy) of every run, of the last layer."""
+    return [Control(*control)[:6] for _, _, _, control in backend.runs]
+
+
 def test_prefill_runs_in_chunks() -> None:
     session, backend = make_session()
     done: list[tuple[int, int]] = []
@@ -23,7 +29,7 @@ def test_prefill_runs_in_chunks() -> None:
     assert [len(ids) for ids, _, _, _ in backend.runs] == [8, 8, 4]
     assert [p for _, positions, _, _ in backend.runs for p in positions] == list(range(20))
     assert [rows for _, _, rows, _ in backend.runs] == [[7], [7], [3]]
-    assert [control for _, _, _, control in backend.runs] == [[0, 0, 64, 4, 0], [0, 8, 64, 4, 0], [8, 8, 64, 4, 0]]
+    assert controls(backend) == [(0, 0, 64, 64, 4, 0), (0, 8, 64, 64, 4, 0), (8, 8, 64, 64, 4, 0)]
     assert logits.shape == (backend.vocabulary,)
     assert logits.argmax() == backend.following(19, 19)
     assert done == [(8, 20), (16, 20), (20, 20)]
@@ -33,12 +39,7 @@ def test_window_control_stops_at_the_budget() -> None:
     session, backend = make_session(kv="window:10")
     session.prefill(list(range(20)))
     session.step(7)
-    assert [control for _, _, _, control in backend.runs] == [
-        [0, 0, 10, 4, 1],
-        [0, 8, 10, 4, 1],
-        [8, 8, 10, 4, 1],
-        [10, 4, 10, 4, 1],
-    ]
+    assert controls(backend) == [(0, 0, 10, 10, 4, 1), (0, 8, 10, 10, 4, 1), (8, 8, 10, 10, 4, 1), (10, 4, 10, 10, 4, 1)]
 
 
 def test_logits_of_every_token() -> None:
@@ -56,7 +57,7 @@ def test_step_continues() -> None:
     session.prefill([1, 2, 3])
     logits = session.step(9)
     assert logits.argmax() == backend.following(9, 3)
-    assert backend.runs[-1] == ([9], [3], [0], [0, 3, 64, 4, 0])
+    assert (backend.runs[-1][:3], controls(backend)[-1]) == (([9], [3], [0]), (0, 3, 64, 64, 4, 0))
 
 
 def test_greedy_continuation_and_its_facts() -> None:
@@ -262,7 +263,7 @@ def test_a_failed_run_forgets_the_sequence() -> None:
     backend.broken = False
     assert session.tokens == []
     session.prefill([4])
-    assert backend.runs[-1] == ([4], [0], [0], [0, 0, 64, 4, 0])
+    assert (backend.runs[-1][:3], controls(backend)[-1]) == (([4], [0], [0]), (0, 0, 64, 64, 4, 0))
 
 
 def test_chat_prompts() -> None:
@@ -279,4 +280,5 @@ def test_reset() -> None:
     session.prefill([1, 2])
     session.reset()
     session.prefill([3])
-    assert backend.runs[-1] == ([3], [0], [0], [0, 0, DATA["kv"]["budget"], 4, 0])
+    budget = DATA["kv"]["budget"]
+    assert (backend.runs[-1][:3], controls(backend)[-1]) == (([3], [0], [0]), (0, 0, budget, budget, 4, 0))

@@ -234,7 +234,7 @@ def test_a_graph_that_does_not_fit_the_manifest_is_told_when_loaded(
 
 def test_a_graph_that_fails_resets_the_sequence(session: Session) -> None:
     session.extend([1, 2, 3])
-    backend: Any = session._backend
+    backend: Any = session._cache.backend
     backend._past["past_key_values.0.key"] = backend._value(np.zeros((1, 3, 3, 16), np.float32))
     with pytest.raises(BundleError, match=r"model\.onnx failed to run"):
         session.step(4)

@@ -1,0 +1,131 @@
+"""One sequence's KV cache in a backend: what it holds, how it makes room for a prompt, and what eviction cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.kernels.control import ATTENTION, OLDER, SCORE
+from edgellm.runtime.backend import Backend
+from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.cursor import Cursor
+
+
+class KVCache:
+    """The cache of a session: a backend's buffers, laid out as `layout`, and how far they are filled."""
+
+    def __init__(self, backend: Backend, layout: CacheLayout) -> None:
+        self.backend = backend
+        self._usual = self._layout = layout
+        self._cursor = Cursor(layout.policy, layout.layers)
+
+    @property
+    def staging(self) -> int:
+        """The most tokens of one run."""
+        return self._layout.staging
+
+    @property
+    def evictions(self) -> int:
+        """Tokens of the sequence that are gone from the cache: the mean over layers, rounded."""
+        return round(sum(self._cursor.evicted) / self._layout.layers)
+
+    def coverage(self, group: int) -> float | None:
+        """The share of attention ever paid (as the scores count it) that tokens still held received: mean over heads.
+
+        group: query heads a KV head. None where it cannot be told: a window that evicted has no scores, and the largest
+        of several heads' attention has no sum to compare with.
+        """
+        policy, cursor = self._layout.policy, self._cursor
+        if not any(cursor.evicted):
+            return 1.0
+        paid = sum(cursor.votes) * (group if policy.heads == "sum" else 1)
+        if policy.number != SCORE or policy.heads == "max" or not paid:
+            return None
+        kept = []
+        for layer in range(self._layout.layers):
+            score = self.backend.read_slots(f"score.{layer}", cursor.slots(layer))
+            older = score[..., OLDER] if policy.queries else 0.0
+            kept.append((score[..., ATTENTION] + older).sum(axis=1, dtype=np.float64) / paid)
+        return float(np.mean(kept))
+
+    def run(
+        self, ids: NDArray[np.int64], rows: NDArray[np.int64], counted: int | None = None
+    ) -> NDArray[np.float32]:
+        """Append ids [T], at most `staging`; logits [R, V] of `rows`.
+
+        counted: the attention of so many first tokens counts for the scores; by default of all. Drafts come after them.
+        """
+        cursor, counted = self._cursor, len(ids) if counted is None else counted
+        positions = np.arange(cursor.fed, cursor.fed + len(ids), dtype=np.int64)
+        logits = self.backend.step(ids, positions, rows, cursor.control(counted))
+        cursor.advance(len(ids), counted)
+        self._fit(cursor.budgets)  # a prompt's room is given back once its tokens were pruned
+        return logits
+
+    def make_room(self, tokens: int) -> None:
+        """Evict nothing while the next `tokens` are read, where the policy reads prompts whole; `prune` ends it.
+
+        Raises EdgellmError, with the sequence as it was, where there is no memory for them.
+        """
+        policy, cursor = self._layout.policy, self._cursor
+        if policy.prefill != "whole":
+            return
+        if policy.queries:  # so that exactly the prompt's last `queries` queries count when it is pruned
+            cursor.anchor = (cursor.fed + tokens) % policy.queries
+        both = zip(cursor.own_budgets, cursor.committed, strict=True)
+        budgets = [max(budget, committed + cursor.staged + tokens) for budget, committed in both]
+        if budgets != cursor.own_budgets:
+            self._fit([max(pair) for pair in zip(budgets, self._layout.budgets, strict=True)])
+            cursor.budgets = budgets
+
+    def prune(self) -> None:
+        """From the next run on the policy's budgets hold again."""
+        self._cursor.budgets = self._cursor.own_budgets
+
+    def cut_back(self, tokens: int) -> int:
+        """See Cursor.cut_back."""
+        return self._cursor.cut_back(tokens)
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        self._cursor.reset()
+
+    def save(self, path: Path, model: str, tokens: Sequence[int]) -> None:
+        """Write the cache and the sequence it belongs to. Raises EdgellmError where the file cannot be written."""
+        from edgellm.runtime.prompt_cache import Facts, write_prompt_cache  # late: few sessions need safetensors
+
+        cursor, layout = self._cursor, self._usual
+        facts = Facts(
+            model, str(layout.policy), list(layout.budgets), cursor.committed, cursor.staged, list(cursor.votes), cursor.anchor
+        )
+        filled = {name: self.backend.read_slots(name, cursor.slots(layer)) for layer, name, _ in layout.filled()}
+        write_prompt_cache(path, facts, tokens, filled)
+
+    def restore(self, path: Path, model: str) -> list[int]:
+        """Take over a file's cache and return its sequence. Raises PromptCacheError, with all as it was."""
+        from edgellm.runtime.prompt_cache import PromptCache
+
+        file, policy = PromptCache(path, model, self._usual), self._usual.policy
+        cursor = Cursor(policy, self._usual.layers)
+        facts = file.facts
+        cursor.committed, cursor.staged = facts.committed, facts.staged
+        if policy.name == "full":  # in order, whatever budget it was made with
+            cursor.committed, cursor.staged = [held + facts.staged for held in facts.committed], 0
+        cursor.fed, cursor.votes, cursor.anchor = len(file.tokens), (facts.votes[0], facts.votes[1]), facts.anchor
+        cursor.places = [max(pair) for pair in zip(cursor.budgets, cursor.committed, strict=True)]
+        self._fit(cursor.places)
+        for layer, name, _ in self._usual.filled():
+            self.backend.write_slots(name, cursor.slots(layer), file.slots(name))
+        self._cursor = cursor
+        return file.tokens
+
+    def _fit(self, budgets: Sequence[int]) -> None:
+        """Buffers for these budgets, if the last run's tokens lie in them."""
+        needed = [max(pair) for pair in zip(budgets, self._cursor.places, strict=True)]
+        if tuple(needed) != self._layout.budgets:
+            layout = self._layout.of(needed)
+            self.backend.resize(layout)
+            self._layout = layout
