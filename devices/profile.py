@@ -27,7 +27,7 @@ class UnknownDeviceError(LookupError):
 class Recipe:
     """What `edgellm export` does for this device where nothing else is asked.
 
-    bits: 4 | 8, or None for "as stored, else 8". kv: "full", "full:BUDGET" or "window:BUDGET". sparsity: "none" or
+    bits: 4 | 8, or None for "as stored, else 8". kv: "full" or "POLICY:BUDGET". sparsity: "none" or
     "METHOD:N:M".
     """
 

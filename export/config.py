@@ -59,8 +59,8 @@ class ExportConfig:
 
     recover: what wins back the loss: "sparsegpt" (errors are corrected by what is rounded after them, wherever weights
     are pruned or rounded below 8 bits) | "none" (scales are searched, no more).
-    head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: "full" or
-    "window:BUDGET", the bundle's default; None: the device's. seed: of the text the model writes itself when
+    head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: as in
+    edgellm.runtime.kv_policy.parse_kv, the bundle's default; None: the device's. seed: of the text the model writes itself when
     calibration is None. device: what the bundle must fit.
     """
 

@@ -21,6 +21,7 @@ class Result:
 
     reused_tokens: how many of prompt_tokens the cache already held; the others were prefilled.
     stop_reason: "stop token", "length" (max_new_tokens) or "context" (prompt and continuation fill the context).
+    kv_evictions, kv_coverage: Session's, when the result was asked for.
     """
 
     text: str
@@ -33,6 +34,8 @@ class Result:
     stop_reason: str
     kv_bytes: int
     reused_tokens: int = 0
+    kv_evictions: int = 0
+    kv_coverage: float | None = None
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -84,6 +87,8 @@ class Generation(Iterator[str]):
             stop_reason=self._stop_reason,
             kv_bytes=self._session.kv_bytes,
             reused_tokens=self._reused,
+            kv_evictions=self._session.kv_evictions,
+            kv_coverage=self._session.kv_coverage,
         )
 
     def _run(self) -> Iterator[str]:

@@ -102,6 +102,8 @@ def kv_policy(name: str, budget: int, context: int, budgets: Sequence[int] = (),
     wrong = next((key for key in settings if key not in allowed and settings[key] != POLICIES[name].get(key)), None)
     if wrong is not None:
         raise UsageError(f'KV policy "{name}" has no setting "{wrong}"', f"It has: {', '.join(allowed) or 'none'}.")
+    if settings.get("recent", 0) >= 1:  # tokens; NaN and what is negative are told below
+        settings["recent"] = int(min(settings["recent"], 2**31))
     policy = KVPolicy(**{"name": name, "budget": budget, "budgets": tuple(budgets), **POLICIES[name], **settings})
     _check_settings(policy)
     if name == "full" and budgets:

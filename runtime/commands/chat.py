@@ -86,7 +86,8 @@ def command(
     if as_json:
         names = ("prompt_tokens", "new_tokens", "stop_reason", "prefill_s", "decode_s", "reused_tokens")
         turns = [{name: getattr(result, name) for name in names} for result in results]
-        print_json({"messages": talk.messages, "turns": turns, "kv_bytes": session.kv_bytes})
+        kept = {"kv_evictions": session.kv_evictions, "kv_coverage": session.kv_coverage}
+        print_json({"messages": talk.messages, "turns": turns, "kv_bytes": session.kv_bytes, **kept})
 
 
 class Conversation:

@@ -95,6 +95,8 @@ def facts(result: Result, load_s: float) -> dict[str, Any]:
         "kv_bytes": result.kv_bytes,
         "stop_reason": result.stop_reason,
         "reused_tokens": result.reused_tokens,
+        "kv_evictions": result.kv_evictions,
+        "kv_coverage": result.kv_coverage,
     }
 
 
@@ -103,7 +105,9 @@ def summary(result: Result) -> str:
     reused = f" ({result.reused_tokens} from the cache)" if result.reused_tokens else ""
     prompt = f"{result.prompt_tokens} prompt tokens{reused} in {result.prefill_s:.2f} s"
     speed = f"{result.new_tokens} new at {result.decode_tokens_per_s:.1f} tokens/s"
-    return f"[{prompt}, {speed}, stopped: {result.stop_reason}]"
+    kept = "" if result.kv_coverage is None else f", which had {1 - result.kv_coverage:.1%} of the attention"
+    evicted = f", {result.kv_evictions} evicted{kept}" if result.kv_evictions else ""
+    return f"[{prompt}, {speed}{evicted}, stopped: {result.stop_reason}]"
 
 
 def note_unused(prompt_cache: Path, result: Result) -> None:

@@ -28,9 +28,8 @@ def session_options(command: F) -> F:
     """--kv, --threads, --verify: the keyword arguments of edgellm.runtime.load."""
     command = verify_option(command)
     command = click.option("--threads", type=int, help="Default: this machine's physical cores.")(command)
-    return click.option("--kv", metavar="POLICY", help="full, full:BUDGET or window:BUDGET; default: the bundle's.")(
-        command
-    )
+    told = "full, or POLICY:BUDGET[,SETTING=VALUE], e.g. vatp:512; default: the bundle's."
+    return click.option("--kv", metavar="POLICY", help=told)(command)
 
 
 def sampling_options(command: F) -> F:

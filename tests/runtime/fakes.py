@@ -189,13 +189,16 @@ class FakeBackend:
 
 
 def make_session(
-    backend: FakeBackend | None = None, kv: str = "full", template: str | None = None, **changes: Any
+    backend: FakeBackend | None = None,
+    kv: str = "full",
+    template: str | None = None,
+    policy: KVPolicy | None = None,
+    **changes: Any,
 ) -> tuple[Session, FakeBackend]:
-    """A session of the tiny manifest over a fake backend, in runs of 8 tokens."""
+    """A session of the tiny manifest over a fake backend, in runs of 8 tokens; policy: instead of what `kv` says."""
     manifest = parse({**deepcopy(DATA), "files": FILES, **changes})
-    backend = backend or FakeBackend(8)
-    policy: KVPolicy = parse_kv(kv, manifest.model.context)
-    model = manifest.model
+    backend, model = backend or FakeBackend(8), manifest.model
+    policy = policy or parse_kv(kv, model.context)
     backend.allocate(CacheLayout(policy, backend.staging, model.layers, model.kv_heads, model.head_dim))
     chat = Chat(template) if template else None
     return Session(manifest, byte_tokenizer(), backend, policy, backend.staging, lambda: chat), backend

@@ -1,4 +1,4 @@
-"""KV policies and the cursor."""
+"""The cache's layout and the cursor."""
 
 from __future__ import annotations
 
@@ -12,39 +12,6 @@ from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.cursor import Cursor
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.kv_policy import KVPolicy, parse_kv
-
-
-def test_policies() -> None:
-    assert parse_kv("full", 2048) == KVPolicy("full", 2048, 4)
-    assert parse_kv("full:100", 2048).budget == 100
-    window = parse_kv(" window:512", 2048)
-    assert (window.number, window.budget, window.sinks, str(window)) == (1, 512, 4, "window:512")
-    assert parse_kv("window:5", 2048).budget == 5
-    assert parse_kv("window:1,sinks=0", 2048).budget == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "match"),
-    [
-        ("window", "no budget"),
-        ("window:", "not a number"),
-        ("window:-5", "not a number"),
-        ("window:5e3", "not a number"),
-        ("window:²", "not a number"),
-        ("window:" + "9" * 5000, "not a number"),
-        ("window:4", "4 sinks and one more"),
-        ("window:2049", "outside 5 to 2048"),
-        ("full:2049", "outside 1 to 2048"),
-        ("full:0", "outside 1 to 2048"),
-        ("snap:512", "unknown"),
-        ("", "unknown"),
-    ],
-)
-def test_policies_refused(text: str, match: str) -> None:
-    with pytest.raises(UsageError, match=match) as caught:
-        parse_kv(text, 2048)
-    assert caught.value.exit_code == 2
-    assert "vatp:512" in caught.value.hint
 
 
 def test_layout_counts_its_bytes() -> None:
