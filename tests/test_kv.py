@@ -1,0 +1,119 @@
+"""KV policies on a real bundle: within the budget nothing changes, beyond it memory stays and the best scored stay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from numpy.typing import NDArray
+
+from edgellm.runtime import load
+from edgellm.runtime.cli import main
+from edgellm.runtime.errors import BundleError, ContextError
+from edgellm.runtime.kv_policy import POLICIES
+from edgellm.runtime.manifest import dump, seal
+from edgellm.runtime.session import Session
+from tests.bundles import make_bundle
+
+IDS = [(7 * i * i + i) % 317 + 3 for i in range(256)]
+SMALL = {"vatp": ",sinks=4,recent=0.25", "vatp-window": ",sinks=4,queries=30"}
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("kv") / "bundle"
+    make_bundle(tiny_model, out, bits=8, kv="vatp:64,sinks=4,prefill=whole")
+    return out
+
+
+def error(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+def decoded(session: Session, tokens: int = 12) -> NDArray[np.float32]:
+    return np.stack([session.step(token) for token in IDS[200 : 200 + tokens]])
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_within_the_budget_every_policy_is_full(bundle: Path, name: str) -> None:
+    full, other = load(bundle, kv="full", threads=1), load(bundle, kv=f"{name}:220", threads=1)
+    assert error(other.prefill(IDS[:200]), full.prefill(IDS[:200])) < 1e-5
+    assert error(decoded(other), decoded(full)) < 1e-5
+    assert (other.kv_evictions, other.kv_coverage) == (0, 1.0)
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "full"])
+def test_a_whole_prompt_is_read_as_by_a_full_cache(bundle: Path, name: str) -> None:
+    if name == "window":
+        pytest.skip("has no prompts read whole: what it keeps does not depend on them")
+    session = load(bundle, kv=f"{name}:40{SMALL.get(name, '')},prefill=whole", threads=1)
+    small = session.kv_bytes
+    assert error(session.prefill(IDS[:200]), load(bundle, kv="full", threads=1).prefill(IDS[:200])) < 1e-5
+    decoded(session)
+    assert session.kv_bytes == small
+    assert session.kv_evictions == 211 - 40
+    coverage = session.kv_coverage
+    assert coverage is not None
+    assert 0 < coverage < 1
+    one = load(bundle, kv=f"{name}:80{SMALL.get(name, '')},prefill=whole", threads=1)
+    one.prefill(IDS[:200])
+    decoded(one)
+    assert one.kv_coverage is not None
+    assert one.kv_coverage > coverage
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "full"])
+def test_a_file_restores_scores(bundle: Path, tmp_path: Path, name: str) -> None:
+    one, other = (load(bundle, kv=f"{name}:40{SMALL.get(name, '')}", threads=1) for _ in "ab")
+    for start in range(0, 180, 60):
+        one.prefill(IDS[start : start + 60])
+    one.save_cache(tmp_path / "cache")
+    other.restore_cache(tmp_path / "cache")
+    np.testing.assert_array_equal(decoded(other), decoded(one))
+    assert other.kv_coverage == one.kv_coverage
+
+
+def test_the_bundles_own_policy_and_budgets_a_layer(bundle: Path, tmp_path: Path) -> None:
+    session = load(bundle, threads=1)
+    assert str(session.policy) == "vatp:64,sinks=4,prefill=whole"
+    manifest = json.loads((bundle / "edgellm.json").read_text())
+    assert manifest["kv"] == {"policy": "vatp", "budget": 64, "sinks": 4, "recent": 0.5, "forget": 1.0, "queries": 0,
+                              "heads": "sum", "prefill": "whole"}  # fmt: skip
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in bundle.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    manifest["kv"]["budgets"] = [30, 98]
+    (copy / "edgellm.json").write_bytes(dump(seal(manifest)))
+    session = load(copy, threads=1)
+    assert session.kv_bytes == load(bundle, threads=1).kv_bytes
+    session.prefill(IDS[:200])
+    decoded(session)
+    assert session.kv_evictions == 211 - 64
+    done = CliRunner().invoke(main, ["inspect", str(copy)])
+    assert "64 tokens (30 to 98 a layer)" in done.output
+    manifest["kv"]["budgets"] = [30, 98, 64]
+    (copy / "edgellm.json").write_bytes(dump(seal(manifest)))
+    with pytest.raises(BundleError, match="3 budgets for 2 layers"):
+        load(copy, threads=1)
+
+
+def test_the_command_line_says_what_was_evicted(bundle: Path) -> None:
+    words = "A token is a piece of a word. " * 8
+    arguments = ["generate", str(bundle), "-p", words, "-n", "20", "--threads", "1"]
+    done = CliRunner().invoke(main, [*arguments, "--kv", "h2o:32,sinks=4", "--json"])
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["kv_evictions"] > 0
+    assert 0 < facts["kv_coverage"] < 1
+    told = CliRunner().invoke(main, [*arguments, "--kv", "tova:32"])
+    assert "evicted, which had" in told.stderr
+
+
+def test_positions_beyond_the_models_are_refused(bundle: Path) -> None:
+    session = load(bundle, kv="h2o:32", threads=1)
+    with pytest.raises(ContextError, match="257 tokens; the model's context holds 256"):
+        session.prefill([5] * 257)
