@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # jinja2 is slow to import, and only conversations need it
 Progress = Callable[[int, int], None]  # (tokens done, tokens in all)
 LOGITS_AT_ONCE = 1 << 23  # of all rows: a chunk times a vocabulary of 262k would be hundreds of megabytes
 
+FIRST = np.zeros(1, np.int64)  # the row of a run of one token
+
 
 class Session:
     """One sequence over a backend. Not for concurrent use: a step changes the cache in place.
@@ -63,7 +65,7 @@ class Session:
         """Bytes of the cache buffers."""
         return self._backend.kv_bytes
 
-    @property
+    @cached_property
     def limit(self) -> int:
         """Tokens of prompt and continuation: the context, or less where a full cache has a smaller budget.
 
@@ -129,7 +131,7 @@ class Session:
 
     def step(self, token: int) -> NDArray[np.float32]:
         """Append one token; logits [V] of what follows. Raises as `prefill` does."""
-        logits: NDArray[np.float32] = self._run(self._checked([token]), np.zeros(1, np.int64))[0]
+        logits: NDArray[np.float32] = self._run(self._checked([token]), FIRST)[0]
         return logits
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
