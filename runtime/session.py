@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from edgellm.runtime.backend import Backend
 from edgellm.runtime.cache import CacheLayout, Cursor, KVPolicy
@@ -18,6 +17,7 @@ from edgellm.runtime.errors import ContextError, UsageError
 from edgellm.runtime.generation import Generation, Result
 from edgellm.runtime.sampling import Sampler, Sampling
 from edgellm.runtime.schema import Manifest
+from edgellm.runtime.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:  # jinja2 is slow to import, and only conversations need it
     from edgellm.runtime.chat import Chat, Message
@@ -38,7 +38,7 @@ class Session:
     def __init__(
         self,
         manifest: Manifest,
-        tokenizer: Tokenizer,
+        tokenizer: TextTokenizer,
         backend: Backend,
         policy: KVPolicy,
         staging: int,
