@@ -37,7 +37,8 @@ def vocabulary_tables(tokenizer_json: str) -> bytes | None:
     ids: dict[str, int] = model.pop("vocab")
     merges = model.pop("merges")
     tokens = sorted(ids, key=ids.__getitem__)
-    if not _listed(rest.get("pre_tokenizer"), PRE_TOKENIZERS) or [ids[token] for token in tokens] != list(range(len(ids))):
+    dense = [ids[token] for token in tokens] == list(range(len(ids)))
+    if not dense or not _listed(rest.get("pre_tokenizer"), PRE_TOKENIZERS):
         return None
     pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]
     encoded = [token.encode() for token in tokens]
