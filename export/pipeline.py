@@ -27,6 +27,7 @@ from edgellm.export.plan import QKV, one_format, planned_format
 from edgellm.export.self_written import write_text
 from edgellm.export.verify import parity, prompts_from
 from edgellm.export.vocabulary import embed, head_name, slabs
+from edgellm.export.vocabulary_tables import write_tokenizer
 from edgellm.export.write import PartialBundle
 from edgellm.kernels.layout import Quantized
 from edgellm.runtime import load, manifest
@@ -99,7 +100,7 @@ def export(
         _matrices(writing, calibration, progress)
         # 4. The graph around the packed weights, and what text needs.
         bundle.write("model.onnx", decoder_graph(arch, writing.placed).SerializeToString())
-        bundle.write("tokenizer.json", checkpoint.tokenizer_json().encode())
+        write_tokenizer(bundle.write, checkpoint.tokenizer_json())
         if checkpoint.chat_template is not None:
             bundle.write("chat_template.jinja", checkpoint.chat_template.encode())
         # 5. Measure: the bundle itself on the device runtime, against torch with the same weights and the dense model.
