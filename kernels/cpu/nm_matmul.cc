@@ -14,7 +14,7 @@
 namespace edgellm {
 namespace {
 
-constexpr int kRowBlock = 130;          // rows that share an unpacked tile; instruction sets multiply five or fewer at once
+constexpr int kRowBlock = 128;  // rows that share an unpacked tile; instruction sets multiply four or more at once
 constexpr int64_t kFewRows = 4;         // read the panel again from L1 instead of unpacking it
 constexpr size_t kFilePage = 4096;      // tensors begin on one
 constexpr size_t kPrefetched = 1 << 14;
