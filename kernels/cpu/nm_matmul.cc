@@ -41,22 +41,25 @@ void unpacked_panel(const Format& f, const uint8_t* panel, const Rows& x, int64_
   });
 }
 
-// The second plane of these rows, tiles that have none left out.
+// The second plane of these rows: of tiles, and from the first row to the last, that have one.
 void add_rest(const Format& f, const uint8_t* panel, const Rows& x, int64_t first, int count, float* acc,
               const Isa& isa) {
   alignas(64) int8_t weight[kPanel * kTile], kept[kPanel * kTile];
   const bool masked_minimum = f.minimum && f.sparse();
   const int groups = f.groups_per_tile(), quads = 16 / groups;
   for_tiles(f, panel, isa, [&](int64_t tile, const uint8_t* bytes, const TileScales& s) {
-    const int64_t at = tile * x.rows + first;
-    const float* scale = &x.rest_scale[size_t(at)];
-    if (std::none_of(scale, scale + count, [](float one) { return one > 0; })) return;
+    const float *all = &x.rest_scale[size_t(tile * x.rows + first)], *end = all + count;
+    const float* scale = std::find_if(all, end, [](float one) { return one > 0; });
+    if (scale == end) return;
+    while (!(end[-1] > 0)) --end;
+    const int64_t at = tile * x.rows + first + (scale - all);
+    float* to = acc + (scale - all) * kPanel;
     isa.unpack(f, bytes, weight, masked_minimum ? kept : nullptr);
     for (int g = 0; g < groups; ++g) {
-      const int skip = g * quads * kPanel * 4;
+      const int skip = g * quads * kPanel * 4, rows = int(end - scale);
       const int16_t* q = &x.rest[size_t(at * kTile + 4 * quads * g)];
-      isa.accumulate(weight + skip, quads, s.scale[g], nullptr, q, scale, scale, count, acc);
-      if (masked_minimum) isa.accumulate(kept + skip, quads, s.minimum[g], nullptr, q, scale, scale, count, acc);
+      isa.accumulate(weight + skip, quads, s.scale[g], nullptr, q, scale, scale, rows, to);
+      if (masked_minimum) isa.accumulate(kept + skip, quads, s.minimum[g], nullptr, q, scale, scale, rows, to);
     }
   });
 }
