@@ -7,6 +7,7 @@
 // x becomes int16 once (rows.h); every panel of 16 outputs is then independent. A tile is unpacked once for a block of
 // rows.
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/tile_scales.h"
@@ -108,10 +109,16 @@ void nm_matmul(const Format& f, Activation activation, const float* x, int64_t r
           if (activation == Activation::kSilu) isa.silu(gate, acc[1] + row * kPanel, gate);
           if (activation == Activation::kGeluTanh) isa.gelu_tanh(gate, acc[1] + row * kPanel, gate);
           const int64_t out = unit * kPanel;
-          for (int i = 0; fused.bias && i < outputs; ++i) gate[i] += fused.bias[out + i];
           const float* residual = fused.residual ? fused.residual + (first + row) * width + out : nullptr;
-          for (int i = 0; residual && i < outputs; ++i) gate[i] += residual[i];
-          std::copy(gate, gate + outputs, to);
+          auto write = [&](const auto n) {
+            for (int i = 0; fused.bias && i < n; ++i) gate[i] += fused.bias[out + i];
+            for (int i = 0; residual && i < n; ++i) gate[i] += residual[i];
+            for (int i = 0; i < n; ++i) to[i] = gate[i];
+          };
+          if (outputs == kPanel)  // a constant: vectors, and no call to copy one line
+            write(std::integral_constant<int, kPanel>());
+          else
+            write(outputs);
         }
       }
   };
