@@ -7,6 +7,7 @@
 // x becomes int16 once (rows.h); every panel of 16 outputs is then independent. A tile is unpacked once for a block of
 // rows.
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/tile_scales.h"
@@ -14,7 +15,7 @@
 namespace edgellm {
 namespace {
 
-constexpr int kRowBlock = 130;          // rows that share an unpacked tile; instruction sets multiply five or fewer at once
+constexpr int kRowBlock = 128;  // rows that share an unpacked tile; instruction sets multiply four or more at once
 constexpr int64_t kFewRows = 4;         // read the panel again from L1 instead of unpacking it
 constexpr size_t kFilePage = 4096;      // tensors begin on one
 constexpr size_t kPrefetched = 1 << 14;
@@ -41,22 +42,25 @@ void unpacked_panel(const Format& f, const uint8_t* panel, const Rows& x, int64_
   });
 }
 
-// The second plane of these rows, tiles that have none left out.
+// The second plane of these rows: of tiles, and from the first row to the last, that have one.
 void add_rest(const Format& f, const uint8_t* panel, const Rows& x, int64_t first, int count, float* acc,
               const Isa& isa) {
   alignas(64) int8_t weight[kPanel * kTile], kept[kPanel * kTile];
   const bool masked_minimum = f.minimum && f.sparse();
   const int groups = f.groups_per_tile(), quads = 16 / groups;
   for_tiles(f, panel, isa, [&](int64_t tile, const uint8_t* bytes, const TileScales& s) {
-    const int64_t at = tile * x.rows + first;
-    const float* scale = &x.rest_scale[size_t(at)];
-    if (std::none_of(scale, scale + count, [](float one) { return one > 0; })) return;
+    const float *all = &x.rest_scale[size_t(tile * x.rows + first)], *end = all + count;
+    const float* scale = std::find_if(all, end, [](float one) { return one > 0; });
+    if (scale == end) return;
+    while (!(end[-1] > 0)) --end;
+    const int64_t at = tile * x.rows + first + (scale - all);
+    float* to = acc + (scale - all) * kPanel;
     isa.unpack(f, bytes, weight, masked_minimum ? kept : nullptr);
     for (int g = 0; g < groups; ++g) {
-      const int skip = g * quads * kPanel * 4;
+      const int skip = g * quads * kPanel * 4, rows = int(end - scale);
       const int16_t* q = &x.rest[size_t(at * kTile + 4 * quads * g)];
-      isa.accumulate(weight + skip, quads, s.scale[g], nullptr, q, scale, scale, count, acc);
-      if (masked_minimum) isa.accumulate(kept + skip, quads, s.minimum[g], nullptr, q, scale, scale, count, acc);
+      isa.accumulate(weight + skip, quads, s.scale[g], nullptr, q, scale, scale, rows, to);
+      if (masked_minimum) isa.accumulate(kept + skip, quads, s.minimum[g], nullptr, q, scale, scale, rows, to);
     }
   });
 }
@@ -105,10 +109,16 @@ void nm_matmul(const Format& f, Activation activation, const float* x, int64_t r
           if (activation == Activation::kSilu) isa.silu(gate, acc[1] + row * kPanel, gate);
           if (activation == Activation::kGeluTanh) isa.gelu_tanh(gate, acc[1] + row * kPanel, gate);
           const int64_t out = unit * kPanel;
-          for (int i = 0; fused.bias && i < outputs; ++i) gate[i] += fused.bias[out + i];
           const float* residual = fused.residual ? fused.residual + (first + row) * width + out : nullptr;
-          for (int i = 0; residual && i < outputs; ++i) gate[i] += residual[i];
-          std::copy(gate, gate + outputs, to);
+          auto write = [&](const auto n) {
+            for (int i = 0; fused.bias && i < n; ++i) gate[i] += fused.bias[out + i];
+            for (int i = 0; residual && i < n; ++i) gate[i] += residual[i];
+            for (int i = 0; i < n; ++i) to[i] = gate[i];
+          };
+          if (outputs == kPanel)  // a constant: vectors, and no call to copy one line
+            write(std::integral_constant<int, kPanel>());
+          else
+            write(outputs);
         }
       }
   };
