@@ -9,7 +9,8 @@ from edgellm.export.architectures import Architecture
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
 from edgellm.export.effort import MIB, effort
-from edgellm.export.graph import Placed, decoder_graph
+from edgellm.export.graph import decoder_graph
+from edgellm.export.nodes import Placed
 from edgellm.export.plan import planned
 from edgellm.export.vocabulary_tables import vocabulary_tables
 from edgellm.runtime.cache import CacheLayout

@@ -19,8 +19,9 @@ from edgellm.export.estimate import Estimate, estimate
 from edgellm.export.facts import describe
 from edgellm.export.fallback import export_with_optimum, outside_the_table
 from edgellm.export.fit import refuse_unfit
-from edgellm.export.graph import DATA, Placed, decoder_graph
+from edgellm.export.graph import decoder_graph
 from edgellm.export.journal import fingerprint
+from edgellm.export.nodes import DATA, Placed
 from edgellm.export.pack import interleave, pack, stack
 from edgellm.export.packed_source import PackedSource
 from edgellm.export.plan import QKV, one_format, planned_format

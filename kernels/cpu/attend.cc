@@ -12,7 +12,6 @@
 #include "kernels/cpu/attend.h"
 
 #include <cmath>
-#include <limits>
 #include <thread>
 #include <vector>
 
@@ -26,34 +25,6 @@ constexpr int64_t kFewRows = 8;   // rows that read halves; more share keys and 
 constexpr int64_t kSegment = 512;  // slots a task of decoding
 constexpr int64_t kRows = 24;      // query rows (tokens times heads of a group) a task of prefill
 constexpr int64_t kInline = 1 << 16;  // multiplications that are not worth waking a thread for
-constexpr float kNever = -std::numeric_limits<float>::infinity();
-
-// Running softmax of `rows` rows over what a segment, or several merged ones, saw.
-struct Partial {
-  std::vector<float> most, total, y;
-
-  Partial(int64_t rows, int64_t dim)
-      : most(size_t(rows), kNever), total(size_t(rows), 0), y(size_t(rows * dim), 0) {}
-
-  // This row's sums become relative to a larger maximum.
-  void raise(int64_t row, int64_t dim, float now) {
-    if (now == most[size_t(row)] || now == kNever) return;
-    const float by = most[size_t(row)] == kNever ? 0 : std::exp(most[size_t(row)] - now);
-    most[size_t(row)] = now;
-    total[size_t(row)] *= by;
-    for (int64_t i = 0; i < dim; ++i) y[size_t(row * dim + i)] *= by;
-  }
-
-  void merge(Partial& other, int64_t dim) {
-    for (size_t row = 0; row < most.size(); ++row) {
-      const float now = std::max(most[row], other.most[row]);
-      raise(int64_t(row), dim, now);
-      other.raise(int64_t(row), dim, now);
-      total[row] += other.total[row];
-      for (size_t i = row * size_t(dim); i < (row + 1) * size_t(dim); ++i) y[i] += other.y[i];
-    }
-  }
-};
 
 // What one task works on: tokens [first, first + tokens) and query heads [lead, lead + width) of all; these share KV head
 // `head`: row = token, query head.
@@ -67,16 +38,22 @@ struct Task {
   int64_t rows() const { return tokens * width; }
   int64_t last() const { return seen.committed + first + tokens; }  // slots that the last token sees
 
-  // Rotated and scaled, [rows, dim].
-  std::vector<float> rotated() const {
-    std::vector<float> q(size_t(rows() * a.head_dim));
+  // Rotated and scaled queries, q [rows, dim].
+  void rotate(float* q) const {
     for (int64_t row = 0; row < rows(); ++row) {
       const int64_t t = first + row / width;
-      float* to = &q[size_t(row * a.head_dim)];
+      float* to = q + row * a.head_dim;
       turn(a, run, t, head_of(a, run, t, lead + row % width), run.q_norm, to);
       for (int64_t i = 0; i < a.head_dim; ++i) to[i] *= a.scale;
     }
-    return q;
+  }
+
+  // y's rows of this task, from the sums over all slots.
+  void write(const Partial& sum, float* y) const {
+    for (int64_t row = 0; row < rows(); ++row) {
+      float* to = y + ((first + row / width) * a.heads + lead + row % width) * a.head_dim;
+      for (int64_t i = 0; i < a.head_dim; ++i) to[i] = sum.y[size_t(row * a.head_dim + i)] / sum.total[size_t(row)];
+    }
   }
 
   void segment(const float* q, int64_t begin, int64_t end, Partial& out, const Isa& isa) const {
@@ -143,60 +120,79 @@ struct Task {
   }
 };
 
+// The share-th of so many of a KV head's query heads, for all tokens.
+Task shared_task(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens, int64_t head,
+                 int64_t share, int64_t shares) {
+  const int64_t group = a.heads / a.kv_heads, begin = group * share / shares, end = group * (share + 1) / shares;
+  return {a, cache, seen, tokens, head, 0, seen.steps, head * group + begin, end - begin};
+}
+
 }  // namespace
+
+int64_t FewQueries::begin(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens) {
+  a_ = &a, cache_ = &cache, seen_ = &seen, tokens_ = &tokens;
+  segments_ = (seen.committed + seen.steps + kSegment - 1) / kSegment;
+  // Too few heads and segments for all threads: query heads of a group part, and read the same keys from cache.
+  static const int64_t wanted = 2 * std::max(1u, std::thread::hardware_concurrency());
+  shares_ = std::min(a.heads / a.kv_heads, (wanted + a.kv_heads * segments_ - 1) / (a.kv_heads * segments_));
+  const int64_t parts = a.kv_heads * shares_ * segments_;
+  q_.resize(size_t(seen.steps * a.heads * a.head_dim));
+  if (int64_t(sums_.size()) < parts) sums_.resize(size_t(parts), Partial(0, 0));
+  float* q = q_.data();
+  for (int64_t i = 0; i < a.kv_heads * shares_; ++i) {
+    const Task task = shared_task(a, cache, seen, tokens, i / shares_, i % shares_, shares_);
+    task.rotate(q);
+    q += task.rows() * a.head_dim;
+  }
+  return parts;
+}
+
+void FewQueries::part(int64_t i) {
+  const int64_t segment = i % segments_, share = i / segments_;
+  const Task task = shared_task(*a_, *cache_, *seen_, *tokens_, share / shares_, share % shares_, shares_);
+  Partial& sum = sums_[size_t(i)];
+  sum.clear(task.rows(), a_->head_dim);
+  const int64_t from = segment * kSegment;
+  task.segment(&q_[size_t(task.lead * seen_->steps * a_->head_dim)], from, std::min(from + kSegment, task.last()), sum, isa());
+}
+
+void FewQueries::end(float* y) {
+  for (int64_t share = 0; share < a_->kv_heads * shares_; ++share) {
+    Partial& sum = sums_[size_t(share * segments_)];
+    for (int64_t i = 1; i < segments_; ++i) sum.merge(sums_[size_t(share * segments_ + i)], a_->head_dim);
+    shared_task(*a_, *cache_, *seen_, *tokens_, share / shares_, share % shares_, shares_).write(sum, y);
+  }
+}
 
 void attend(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens, float* y,
             const Pool& pool) {
-  static const int64_t wanted = 2 * std::max(1u, std::thread::hardware_concurrency());  // tasks
-  const Isa& isa = edgellm::isa();
   const int64_t dim = a.head_dim, group = a.heads / a.kv_heads, per_task = std::max<int64_t>(1, kRows / group);
   const int64_t runs = (seen.steps + per_task - 1) / per_task, slots = seen.committed + seen.steps;
-  const int64_t segments = runs > 1 ? 1 : (slots + kSegment - 1) / kSegment;
-  // Too few for all threads: the query heads of a group part, and read the same keys and values from cache.
-  const int64_t alone = a.kv_heads * runs * segments, shares = std::min(group, (wanted + alone - 1) / alone);
-  auto task = [&](int64_t i) {
-    const int64_t run = i % runs, share = i / runs % shares, head = i / runs / shares, first = run * per_task;
-    const int64_t begin = group * share / shares, end = group * (share + 1) / shares;
-    return Task{a, cache, seen, tokens, head, first, std::min(per_task, seen.steps - first), head * group + begin, end - begin};
-  };
-  auto write = [&](const Task& t, const Partial& sum) {
-    for (int64_t row = 0; row < t.rows(); ++row) {
-      float* to = y + ((t.first + row / t.width) * a.heads + t.lead + row % t.width) * dim;
-      for (int64_t i = 0; i < dim; ++i) to[i] = sum.y[size_t(row * dim + i)] / sum.total[size_t(row)];
-    }
-  };
-  const int64_t tasks = a.kv_heads * shares * runs;
-  if (segments > 1) {  // few queries, long context: segments in parallel, then merged in order
-    std::vector<Partial> parts;
-    for (int64_t i = 0; i < tasks * segments; ++i) parts.emplace_back(task(i / segments).rows(), dim);
-    auto one = [&](size_t i) {
-      const Task t = task(int64_t(i) / segments);
-      const int64_t begin = int64_t(i) % segments * kSegment;
-      t.segment(t.rotated().data(), begin, std::min(begin + kSegment, t.last()), parts[i], isa);
-    };
-    parallel(pool, parts.size(), one);
-    for (int64_t i = 0; i < tasks; ++i) {
-      Partial& sum = parts[size_t(i * segments)];
-      for (int64_t j = 1; j < segments; ++j) sum.merge(parts[size_t(i * segments + j)], dim);
-      write(task(i), sum);
-    }
+  const bool small = a.heads * seen.steps * slots * dim < kInline;
+  if (runs == 1) {
+    static thread_local FewQueries few;  // grows to the longest context once, then stays
+    FewQueries& queries = few;
+    const int64_t parts = queries.begin(a, cache, seen, tokens);
+    auto one = [&](size_t i) { queries.part(int64_t(i)); };
+    for (int64_t i = 0; small && i < parts; ++i) one(size_t(i));
+    if (!small) parallel(pool, size_t(parts), one);
+    queries.end(y);
     return;
   }
   auto one = [&](size_t i) {
-    const Task t = task(int64_t(i));
-    const std::vector<float> q = t.rotated();
+    const int64_t head = int64_t(i) / runs, first = int64_t(i) % runs * per_task;
+    const Task t{a, cache, seen, tokens, head, first, std::min(per_task, seen.steps - first), head * group, group};
+    std::vector<float> q(size_t(t.rows() * dim));
+    t.rotate(q.data());
     Partial sum(t.rows(), dim);
     for (int64_t begin = 0; begin < t.last(); begin += kSegment) {
       Partial part(t.rows(), dim);
-      t.segment(q.data(), begin, std::min(begin + kSegment, t.last()), begin ? part : sum, isa);
+      t.segment(q.data(), begin, std::min(begin + kSegment, t.last()), begin ? part : sum, isa());
       if (begin) sum.merge(part, dim);
     }
-    write(t, sum);
+    t.write(sum, y);
   };
-  if (a.heads * seen.steps * slots * dim < kInline)
-    for (int64_t i = 0; i < tasks; ++i) one(size_t(i));
-  else
-    parallel(pool, size_t(tasks), one);
+  parallel(pool, size_t(a.kv_heads * runs), one);
 }
 
 }  // namespace edgellm

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/cpu/operators.h"
+#include "kernels/cpu/partial.h"
 #include "kernels/cpu/rms_norm.h"
 
 namespace edgellm {
@@ -14,9 +15,34 @@ struct Seen {
   int64_t slot(int64_t i) const { return i < committed ? i : budget + i - committed; }
 };
 
+// Why this run cannot be done, or null; then commit the last run's accepted tokens and stage these.
+const char* commit_and_stage(const Attention& a, const Control& control, const Tokens& tokens, const KVCache& cache,
+                             Seen& seen, const Pool& pool);
+
+// Fetches what commit_and_stage will touch for one token, while other work is under way: each is a miss of its own.
+void prefetch_slots(const Attention& a, const Control& control, const KVCache& cache);
+
 // y [steps, heads * head_dim] = softmax(scale * q . key) value
 void attend(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens, float* y,
             const Pool& pool);
+
+// The same for few queries, as in decoding, in parts that any threads may take in any order: a segment of the
+// cache and some heads each.
+class FewQueries {
+ public:
+  int64_t begin(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens);  // how many parts
+  void part(int64_t i);
+  void end(float* y);  // once all are done
+
+ private:
+  const Attention* a_ = nullptr;
+  const KVCache* cache_ = nullptr;
+  const Seen* seen_ = nullptr;
+  const Tokens* tokens_ = nullptr;
+  int64_t segments_ = 0, shares_ = 1;
+  std::vector<float> q_;  // [share of the heads][steps][heads of the share][head_dim], rotated and scaled
+  std::vector<Partial> sums_;
+};
 
 // Head `head` of token t's query, key and value heads, [head_dim] of its qkv.
 inline const float* head_of(const Attention& a, const Tokens& tokens, int64_t t, int64_t head) {

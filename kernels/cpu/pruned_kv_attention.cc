@@ -1,4 +1,5 @@
 // PrunedKVAttention: commit the last run's accepted tokens, stage these, attend over what is kept (attend.cc).
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -40,14 +41,25 @@ const char* problem(const Attention& a, const Control& c, int64_t half, int64_t 
 
 }  // namespace
 
-const char* pruned_kv_attention(const Attention& a, const Control& control, const Tokens& tokens, KVCache cache,
-                                float* y, const Pool& pool) {
+void prefetch_slots(const Attention& a, const Control& control, const KVCache& cache) {
+  if (control.budget < 1 || control.budget >= cache.capacity) return;
+  for (int64_t head = 0; head < a.kv_heads; ++head)
+    for (const int64_t slot : {control.budget, std::max<int64_t>(0, std::min(control.committed, control.budget - 1))}) {
+      const int64_t at = head * cache.capacity + slot;
+      __builtin_prefetch(cache.position + at, 1);
+      for (const uint16_t* buffer : {cache.key, cache.value})
+        for (int64_t i = 0; i < a.head_dim; i += 32) __builtin_prefetch(buffer + at * a.head_dim + i, 1);
+    }
+}
+
+const char* commit_and_stage(const Attention& a, const Control& control, const Tokens& tokens, const KVCache& cache,
+                             Seen& seen, const Pool& pool) {
   if (const char* why = problem(a, control, tokens.half, tokens.steps, cache)) return why;
   const Isa& isa = edgellm::isa();
   const int64_t dim = a.head_dim, budget = control.budget;
-  const int64_t committed = std::min(budget, control.committed + control.accepted);
+  seen = {std::min(budget, control.committed + control.accepted), budget, tokens.steps};
 
-  auto commit_and_stage = [&](size_t task) {
+  auto one = [&](size_t task) {
     const int64_t head = int64_t(task);
     for (int64_t i = 0, count = control.committed; i < control.accepted; ++i, count = std::min(count + 1, budget))
       copy_slot(cache, head, budget + i, slot_for(cache.position + head * cache.capacity, count, control), dim);
@@ -62,11 +74,17 @@ const char* pruned_kv_attention(const Attention& a, const Control& control, cons
     }
   };
   if (tokens.steps == 1 && control.accepted <= 1)  // less work than waking a thread
-    for (int64_t head = 0; head < a.kv_heads; ++head) commit_and_stage(size_t(head));
+    for (int64_t head = 0; head < a.kv_heads; ++head) one(size_t(head));
   else
-    parallel(pool, size_t(a.kv_heads), commit_and_stage);
+    parallel(pool, size_t(a.kv_heads), one);
+  return nullptr;
+}
 
-  attend(a, cache, Seen{committed, budget, tokens.steps}, tokens, y, pool);
+const char* pruned_kv_attention(const Attention& a, const Control& control, const Tokens& tokens, KVCache cache,
+                                float* y, const Pool& pool) {
+  Seen seen{};
+  if (const char* why = commit_and_stage(a, control, tokens, cache, seen, pool)) return why;
+  attend(a, cache, seen, tokens, y, pool);
   return nullptr;
 }
 
