@@ -9,8 +9,10 @@ from edgellm.export.architectures import Architecture
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
 from edgellm.export.effort import MIB, effort
-from edgellm.export.graph import Placed, decoder_graph
+from edgellm.export.graph import decoder_graph
+from edgellm.export.nodes import Placed
 from edgellm.export.plan import planned
+from edgellm.export.vocabulary_tables import vocabulary_tables
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.loading import CHUNK
 from edgellm.runtime.roofline import weight_bytes
@@ -84,8 +86,9 @@ def estimate(checkpoint: Checkpoint, config: ExportConfig) -> Estimate:
 def _other_files(checkpoint: Checkpoint, placed: dict[str, Placed]) -> int:
     graph = decoder_graph(checkpoint.architecture, placed).ByteSize()
     texts = (checkpoint.tokenizer_json(), checkpoint.chat_template or "")
+    tables = len(vocabulary_tables(texts[0]) or b"")
     matrices = sum(at.format is not None for at in placed.values())
-    return int(graph) + sum(len(text.encode()) for text in texts) + MANIFEST + MATRIX_ENTRY * matrices
+    return int(graph) + tables + sum(len(text.encode()) for text in texts) + MANIFEST + MATRIX_ENTRY * matrices
 
 
 def _activations(arch: Architecture, staging: int) -> int:

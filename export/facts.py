@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
-from edgellm.export.graph import Placed
+from edgellm.export.nodes import Placed
 from edgellm.kernels.library import OPERATORS
 from edgellm.runtime.chat import Chat, freeze
 from edgellm.runtime.kv_policy import KVPolicy

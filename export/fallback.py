@@ -26,6 +26,7 @@ from edgellm.export.hf_folder import HfFolder, read_json
 from edgellm.export.optimum_exporter import OptimumExporter
 from edgellm.export.standard_graph import matrices, place, quantize
 from edgellm.export.verify import Parity, compared, continued, prompts_from
+from edgellm.export.vocabulary_tables import write_tokenizer
 from edgellm.export.write import PartialBundle
 from edgellm.runtime import load, manifest
 from edgellm.runtime.cache import CacheLayout
@@ -97,7 +98,7 @@ def export_with_optimum(
             shutil.rmtree(floats, ignore_errors=True)
         facts["matrices"] = matrices(rounded.graph, described["vocabulary"])
         bundle.write("model.onnx", place(rounded, bundle.append))
-        bundle.write("tokenizer.json", folder.tokenizer_json().encode())
+        write_tokenizer(bundle.write, folder.tokenizer_json())
         if folder.chat_template is not None:
             bundle.write("chat_template.jinja", folder.chat_template.encode())
         progress("quantize", 1, 1)

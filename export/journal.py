@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from edgellm.export.config import ExportConfig
-from edgellm.export.graph import DATA, Placed
+from edgellm.export.nodes import DATA, Placed
 from edgellm.kernels.layout import Format
 
 VERSION = 2  # of what an export computes: raise it when the same settings give other bytes

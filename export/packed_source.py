@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import onnx
 import torch
 from torch import Tensor
 
-from edgellm.export.graph import Placed
+from edgellm.export.block_graph import MATRICES
+from edgellm.export.nodes import Placed
 from edgellm.export.plan import QKV
 from edgellm.kernels.layout import PANEL, Format, dequantize, unpack
 
@@ -81,12 +82,13 @@ def read_placed(bundle: Path) -> dict[str, Placed]:
     graph = onnx.load(str(bundle / "model.onnx"), load_external_data=False).graph
     formats: dict[str, Format] = {}
     for node in graph.node:
+        values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type in ("NMMatMul", "QuantGather"):
-            values: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-            values.pop("activation", None)
-            values.pop("epsilon", None)
-            words = {key: value.decode() for key, value in values.items() if isinstance(value, bytes)}
-            formats[node.input[1]] = Format(**(values | words))
+            formats[node.input[1]] = _format(values, "")
+        if node.op_type == "DecoderLayer":
+            for role, index in MATRICES.items():
+                if values.get(f"{role}.n_out"):
+                    formats[node.input[index]] = _format(values, f"{role}.")
     placed = {}
     for tensor in graph.initializer:
         at = {entry.key: entry.value for entry in tensor.external_data}
@@ -94,3 +96,9 @@ def read_placed(bundle: Path) -> dict[str, Placed]:
             where = int(at["offset"]), int(at["length"])
             placed[tensor.name] = Placed(*where, tuple(tensor.dims), formats.get(tensor.name))
     return placed
+
+
+def _format(attributes: dict[str, Any], prefix: str) -> Format:
+    values: dict[str, Any] = {field.name: attributes[prefix + field.name] for field in fields(Format)}
+    words = {name: value.decode() for name, value in values.items() if isinstance(value, bytes)}
+    return Format(**(values | words))

@@ -19,14 +19,16 @@ from edgellm.export.estimate import Estimate, estimate
 from edgellm.export.facts import describe
 from edgellm.export.fallback import export_with_optimum, outside_the_table
 from edgellm.export.fit import refuse_unfit
-from edgellm.export.graph import DATA, Placed, decoder_graph
+from edgellm.export.graph import decoder_graph
 from edgellm.export.journal import fingerprint
+from edgellm.export.nodes import DATA, Placed
 from edgellm.export.pack import interleave, pack, stack
 from edgellm.export.packed_source import PackedSource
 from edgellm.export.plan import QKV, one_format, planned_format
 from edgellm.export.self_written import write_text
 from edgellm.export.verify import parity, prompts_from
 from edgellm.export.vocabulary import embed, head_name, slabs
+from edgellm.export.vocabulary_tables import write_tokenizer
 from edgellm.export.write import PartialBundle
 from edgellm.kernels.layout import Quantized
 from edgellm.runtime import load, manifest
@@ -99,7 +101,7 @@ def export(
         _matrices(writing, calibration, progress)
         # 4. The graph around the packed weights, and what text needs.
         bundle.write("model.onnx", decoder_graph(arch, writing.placed).SerializeToString())
-        bundle.write("tokenizer.json", checkpoint.tokenizer_json().encode())
+        write_tokenizer(bundle.write, checkpoint.tokenizer_json())
         if checkpoint.chat_template is not None:
             bundle.write("chat_template.jinja", checkpoint.chat_template.encode())
         # 5. Measure: the bundle itself on the device runtime, against torch with the same weights and the dense model.

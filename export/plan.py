@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
-from edgellm.export.graph import Placed
+from edgellm.export.nodes import Placed
 from edgellm.export.write import ALIGNMENT
 from edgellm.kernels.layout import Format
 

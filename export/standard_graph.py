@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgellm.export.config import GROUP
-from edgellm.export.graph import DATA, Placed
+from edgellm.export.nodes import DATA, Placed
 from edgellm.export.optimum_exporter import quiet
 from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.onnx_graph import first_line

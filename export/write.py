@@ -13,8 +13,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.export.graph import DATA, Placed
 from edgellm.export.journal import Journal
+from edgellm.export.nodes import DATA, Placed
 from edgellm.kernels.layout import Format
 from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.manifest import NAME, dump, file_facts, seal

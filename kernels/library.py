@@ -13,7 +13,7 @@ LOWEST_ORT_API = 17
 """The lowest ONNX Runtime API version that has every entry the library uses (kernels/ort/abi.h)."""
 
 _NAME = "libedgellm_ort.so"
-OPERATORS = 3
+OPERATORS = 4
 """Version of the ONNX domain `edgellm`: another one where an operator or the order of a tile changed."""
 
 

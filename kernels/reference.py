@@ -1,6 +1,6 @@
 """The meaning of every operator in NumPy: slow, obvious, the oracle of all tests. Every implementation equals these.
 
-Operators of domain "edgellm", version 3. x and y are float32; weights are packed tiles (layout.py).
+Operators of domain "edgellm", version 4. x and y are float32; weights are packed tiles (layout.py).
 """
 
 from __future__ import annotations

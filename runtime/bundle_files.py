@@ -13,6 +13,7 @@ NAME = "edgellm.json"
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 TOKENIZER = "tokenizer.json"
+TABLES = "tokenizer.tables"  # the same in tables, for the kinds they can describe
 CHAT_TEMPLATE = "chat_template.jinja"
 REQUIRED = (GRAPH, WEIGHTS, TOKENIZER)
 LARGEST_MANIFEST = 1 << 26  # bytes; the real ones are under 100 kB

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.kernels.control import SCORE, control_of
+from edgellm.kernels.control import SCORE, Control, control_of
 from edgellm.runtime.kv_policy import KVPolicy
+
+
+COLUMN = {name: number for number, name in enumerate(Control._fields)}
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Cursor:
     anchor: int = 0
 
     def __post_init__(self) -> None:
+        self._rows = control_of([self.policy.control(budget) for budget in self.own_budgets])  # what stays the same
         self.reset()
 
     @property
@@ -46,15 +50,14 @@ class Cursor:
 
     def control(self, counted: int) -> NDArray[np.int64]:
         """The graph's control input, int64 [layers, fields]; `counted`: see edgellm.kernels.control.Control."""
-        counted = counted if self.policy.number == SCORE else 0
-        own = zip(self.own_budgets, self.committed, self.places, self.budgets, strict=True)
-        rows = [
-            self.policy.control(usual)._replace(
-                committed=committed, accepted=self.staged, staged=place, budget=budget, counted=counted, anchor=self.anchor
-            )
-            for usual, committed, place, budget in own
-        ]
-        return control_of(rows)
+        rows = self._rows.copy()
+        columns: dict[str, int | list[int]] = {"committed": self.committed, "accepted": self.staged}
+        columns |= {"staged": self.places, "budget": self.budgets}
+        if self.policy.number == SCORE:
+            columns |= {"counted": counted, "anchor": self.anchor}
+        for name, values in columns.items():
+            rows[:, COLUMN[name]] = values
+        return rows
 
     def slots(self, layer: int) -> NDArray[np.int64]:
         """The slots that hold a layer's tokens; in the sequence's order where nothing was evicted."""

@@ -105,6 +105,7 @@ class Generation(Iterator[str]):
                 logits = session.step(self._ids[-1])
                 self._steps += 1
             token = self._sampler(logits)
+            del logits  # unless the sampler kept them, the backend writes the next ones into the same memory
             taken = perf_counter() - begin
             if self._steps:
                 self._decode_s += taken

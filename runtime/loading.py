@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
-
+from edgellm.devices.memory import give_back
 from edgellm.runtime.backend import Backend
-from edgellm.runtime.bundle_files import AGAIN, CHAT_TEMPLATE, NAME
+from edgellm.runtime.bundle_files import AGAIN, CHAT_TEMPLATE, NAME, TABLES
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
 from edgellm.runtime.kv_policy import KVPolicy, kv_policy, parse_kv
 from edgellm.runtime.manifest import read_manifest
 from edgellm.runtime.schema import Manifest
 from edgellm.runtime.session import Session
-from edgellm.runtime.tokenizer import read_tokenizer
+from edgellm.runtime.tokenizer import TextTokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     from edgellm.runtime.chat import Chat
@@ -40,9 +39,10 @@ def load(
     manifest = manifest or read_manifest(folder, verify)
     model = manifest.model
     policy = _default_policy(manifest) if kv is None else parse_kv(kv, model.context)
-    tokenizer = read_tokenizer(folder, model.vocabulary)
     layout = CacheLayout(policy, min(CHUNK, model.context), model.layers, model.kv_heads, model.head_dim)
+    tokenizer = read_tokenizer(folder, model.vocabulary, TABLES in manifest.files)
     backend = _backend(folder, manifest, layout, threads)
+    give_back()  # reading all of a tokenizer.json of 262k tokens leaves 200 MB behind
     return Session(
         manifest, tokenizer, backend, policy, layout.staging, lambda: _read_chat(folder, manifest, tokenizer)
     )
@@ -69,7 +69,7 @@ def _default_policy(manifest: Manifest) -> KVPolicy:
         raise BundleError(f"{NAME}: {error.what}", AGAIN) from None
 
 
-def _read_chat(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> Chat | None:
+def _read_chat(folder: Path, manifest: Manifest, tokenizer: TextTokenizer) -> Chat | None:
     """Compile the template and render the frozen samples again."""
     from edgellm.runtime.chat import Chat  # late: jinja2 is slow to import
 

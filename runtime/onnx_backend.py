@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from edgellm.runtime.onnx_graph import check_ends, failed, first_line, open_grap
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 SPIN = "20"  # microseconds
-MAPPED = 1 << 20  # bytes from which a buffer gets pages of its own
 
 
 class OnnxBackend:
@@ -35,10 +36,11 @@ class OnnxBackend:
         self._session: Any = self._open(folder, threads)
         self._binding = self._session.io_binding()
         self._inputs: list[NDArray[np.int64]] = []  # ids, positions, rows, control, of the sizes in self._bound
+        self._logits = np.empty((0, vocabulary), np.float32)  # of the last run
+        self._references = 0  # to it, while no caller has one
         self._bound = (0, 0)
         self._buffers: dict[str, NDArray[Any]] = {}
-        for name, buffer in self._allocate(layout).items():
-            self._bind(name, buffer)
+        self._bind_cache(self._allocate(layout))
 
     @property
     def kv_bytes(self) -> int:
@@ -52,27 +54,28 @@ class OnnxBackend:
         rows: NDArray[np.int64],
         control: NDArray[np.int64],
     ) -> NDArray[np.float32]:
-        """See Backend.step; the returned array [R, vocabulary] is the caller's."""
-        logits = np.empty((len(rows), self._vocabulary), np.float32)
+        """See Backend.step; the returned array [R, vocabulary] is the caller's for as long as it is kept: another run
+        writes into the same one only where nothing refers to it, or to a part of it, any more."""
         try:
             if (len(ids), len(rows)) != self._bound:
                 self._bind_inputs(len(ids), len(rows))
+            elif sys.getrefcount(self._logits) > self._references:
+                self._bind_logits(len(rows))
             for buffer, given in zip(self._inputs, (ids, positions, rows, control), strict=True):
                 buffer[:] = given
-            self._binding.bind_ortvalue_output("logits", self._value(logits))
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise failed(error) from error
-        return logits
+        return self._logits
 
     def resize(self, layout: CacheLayout) -> None:
-        """See Backend.resize. Peak memory: both sizes of one buffer, beside all the others."""
+        """See Backend.resize. Peak memory: both sizes, as far as they are filled."""
         wanted = self._allocate(layout)
-        for name in list(wanted):
-            new, old = wanted.pop(name), self._buffers[name]
-            kept = min(new.shape[1], old.shape[1])
-            new[:, :kept] = old[:, :kept]
-            self._bind(name, new)
+        for name, buffer in wanted.items():
+            old = self._buffers[name]
+            kept = min(buffer.shape[1], old.shape[1])
+            buffer[:, :kept] = old[:, :kept]
+        self._bind_cache(wanted)
         self._layout = layout
 
     def read_slots(self, name: str, slots: NDArray[np.int64]) -> NDArray[Any]:
@@ -108,25 +111,31 @@ class OnnxBackend:
         self._inputs = [np.empty(size, np.int64) for size in sizes]
         for name, buffer in zip(("ids", "positions", "rows", "control"), self._inputs, strict=True):
             self._binding.bind_ortvalue_input(name, self._value(buffer))
+        self._bind_logits(rows)
         self._bound = (tokens, rows)
 
-    def _allocate(self, layout: CacheLayout) -> dict[str, NDArray[Any]]:
-        found = {}
-        for name, shape, dtype in layout.buffers():
-            try:
-                found[name] = aligned_zeros(shape, dtype)
-            except (MemoryError, OSError):
-                size = layout.nbytes / 2**20
-                raise EdgellmError(f"no memory for a KV cache of {size:.0f} MiB", "Try --kv window:512.") from None
-            if name.startswith("position."):
-                found[name].fill(-1)
-        return found
+    def _bind_logits(self, rows: int) -> None:
+        self._logits = np.empty((rows, self._vocabulary), np.float32)
+        self._binding.bind_ortvalue_output("logits", self._value(self._logits))
+        self._references = sys.getrefcount(self._logits)
 
-    def _bind(self, name: str, buffer: NDArray[Any]) -> None:
-        value = self._value(buffer)
-        self._binding.bind_ortvalue_input(name, value)
-        self._binding.bind_ortvalue_output(f"{name}.out", value)
-        self._buffers[name] = buffer
+    def _allocate(self, layout: CacheLayout) -> dict[str, NDArray[Any]]:
+        try:
+            buffers = cache_buffers(layout)
+        except (MemoryError, OSError):
+            size = layout.nbytes / 2**20
+            raise EdgellmError(f"no memory for a KV cache of {size:.0f} MiB", "Try --kv window:512.") from None
+        for name, buffer in buffers.items():
+            if name.startswith("position."):
+                buffer.fill(-1)
+        return buffers
+
+    def _bind_cache(self, buffers: dict[str, NDArray[Any]]) -> None:
+        for name, buffer in buffers.items():
+            value = self._value(buffer)
+            self._binding.bind_ortvalue_input(name, value)
+            self._binding.bind_ortvalue_output(f"{name}.out", value)
+        self._buffers = buffers
 
 
 def register_operators(options: Any) -> Path:
@@ -150,15 +159,28 @@ def register_operators(options: Any) -> Path:
     return path
 
 
-def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Zeros from a 64-byte boundary. Pages stay unbacked until written, so an unused budget costs no memory: large
-    buffers ask for small pages, since one token in every head would otherwise back all of them."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    if size >= MAPPED and hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
-        pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def cache_buffers(layout: CacheLayout) -> dict[str, NDArray[Any]]:
+    """A cache's buffers by name, each zeros from a 64-byte boundary, in one mapping of its own.
+
+    Its pages stay unbacked until written, so that an unused budget costs no memory: zeros from the heap back what an
+    earlier owner had written. Pages are small, since one token in every head would otherwise back all of them.
+    Raises MemoryError or OSError where there is no room.
+    """
+    places: list[tuple[str, tuple[int, ...], DTypeLike, int]] = []
+    end = 0
+    for name, shape, dtype in layout.buffers():
+        places.append((name, shape, dtype, end))
+        end += math.prod(shape) * np.dtype(dtype).itemsize
+        end += -end % ALIGNMENT
+    memory: Any
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
+        memory = mmap.mmap(-1, end, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # a kernel without huge pages
-            pages.madvise(mmap.MADV_NOHUGEPAGE)
-        return np.frombuffer(pages, dtype).reshape(shape)
-    raw = np.zeros(size + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size].view(dtype).reshape(shape)
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    else:
+        memory = np.zeros(end + ALIGNMENT, np.uint8)
+        memory = memory[-memory.ctypes.data % ALIGNMENT :]
+    return {
+        name: np.frombuffer(memory, dtype, math.prod(shape), start).reshape(shape)
+        for name, shape, dtype, start in places
+    }

@@ -51,14 +51,15 @@ class Sampling:
 
         It raises BundleError for logits that are not numbers, EdgellmError where the native library is missing.
         """
-        generator = np.random.Generator(np.random.PCG64(self.seed))
-        penalty, drawn = self.repetition_penalty, self.temperature > 0
+        penalty = self.repetition_penalty
+        # numpy.random is slow to import, and greedy choice draws nothing.
+        draw = np.random.Generator(np.random.PCG64(self.seed)).random if self.temperature > 0 else _nothing
         settings = self.temperature, int(self.top_k), self.top_p, self.min_p, penalty
         history = array("q", sorted(set(seen)) if penalty != 1 else ())
 
         def choose(logits: NDArray[np.float32]) -> int:
             try:
-                token = sample(logits, *settings, history, generator.random() if drawn else 0.0)
+                token = sample(logits, *settings, history, draw())
             except FloatingPointError as error:
                 raise BundleError(str(error), "Check the weights: edgellm inspect BUNDLE --verify") from None
             except FileNotFoundError as error:
@@ -69,6 +70,10 @@ class Sampling:
             return token
 
         return choose
+
+
+def _nothing() -> float:
+    return 0.0
 
 
 def _check(name: str, value: float | None, fine: bool, expected: str) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from edgellm.runtime.backend import Backend
 from edgellm.runtime.cache import CacheLayout
@@ -20,12 +19,15 @@ from edgellm.runtime.kv_cache import KVCache
 from edgellm.runtime.kv_policy import KVPolicy
 from edgellm.runtime.sampling import Sampler, Sampling
 from edgellm.runtime.schema import Manifest
+from edgellm.runtime.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:  # jinja2 is slow to import, and only conversations need it
     from edgellm.runtime.chat import Chat, Message
 
 Progress = Callable[[int, int], None]  # (tokens done, tokens in all)
 LOGITS_AT_ONCE = 1 << 23  # of all rows: a chunk times a vocabulary of 262k would be hundreds of megabytes
+
+FIRST = np.zeros(1, np.int64)  # the row of a run of one token
 
 
 class Session:
@@ -38,7 +40,7 @@ class Session:
     def __init__(
         self,
         manifest: Manifest,
-        tokenizer: Tokenizer,
+        tokenizer: TextTokenizer,
         backend: Backend,
         policy: KVPolicy,
         staging: int,
@@ -74,7 +76,7 @@ class Session:
         """The share of attention paid so far that went to tokens still held (KVCache.coverage); reads all scores."""
         return self._cache.coverage(self.manifest.model.heads // self.manifest.model.kv_heads)
 
-    @property
+    @cached_property
     def limit(self) -> int:
         """Tokens of prompt and continuation: the context, or less where a full cache has a smaller budget.
 
@@ -144,7 +146,7 @@ class Session:
 
     def step(self, token: int) -> NDArray[np.float32]:
         """Append one token; logits [V] of what follows. Raises as `prefill` does."""
-        logits: NDArray[np.float32] = self._run(self._checked([token]), np.zeros(1, np.int64))[0]
+        logits: NDArray[np.float32] = self._run(self._checked([token]), FIRST)[0]
         return logits
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:

@@ -12,13 +12,12 @@
 #include "kernels/cpu/attend.h"
 
 #include <cmath>
-#include <limits>
 #include <optional>
 #include <thread>
 #include <vector>
 
+#include "kernels/cpu/few_queries.h"
 #include "kernels/cpu/isa.h"
-#include "kernels/cpu/score.h"
 
 namespace edgellm {
 namespace {
@@ -28,34 +27,6 @@ constexpr int64_t kFewRows = 8;   // rows that read halves; more share keys and 
 constexpr int64_t kSegment = 512;  // slots a task of decoding
 constexpr int64_t kRows = 24;      // query rows (tokens times heads of a group) a task of prefill
 constexpr int64_t kInline = 1 << 16;  // multiplications that are not worth waking a thread for
-constexpr float kNever = -std::numeric_limits<float>::infinity();
-
-// Running softmax of `rows` rows over what a segment, or several merged ones, saw.
-struct Partial {
-  std::vector<float> most, total, y;
-
-  Partial(int64_t rows, int64_t dim)
-      : most(size_t(rows), kNever), total(size_t(rows), 0), y(size_t(rows * dim), 0) {}
-
-  // This row's sums become relative to a larger maximum.
-  void raise(int64_t row, int64_t dim, float now) {
-    if (now == most[size_t(row)] || now == kNever) return;
-    const float by = most[size_t(row)] == kNever ? 0 : std::exp(most[size_t(row)] - now);
-    most[size_t(row)] = now;
-    total[size_t(row)] *= by;
-    for (int64_t i = 0; i < dim; ++i) y[size_t(row * dim + i)] *= by;
-  }
-
-  void merge(Partial& other, int64_t dim) {
-    for (size_t row = 0; row < most.size(); ++row) {
-      const float now = std::max(most[row], other.most[row]);
-      raise(int64_t(row), dim, now);
-      other.raise(int64_t(row), dim, now);
-      total[row] += other.total[row];
-      for (size_t i = row * size_t(dim); i < (row + 1) * size_t(dim); ++i) y[i] += other.y[i];
-    }
-  }
-};
 
 // What one task works on: tokens [first, first + tokens) and query heads [lead, lead + width) of all; these share KV head
 // `head`: row = token, query head.
@@ -69,25 +40,26 @@ struct Task {
   int64_t rows() const { return tokens * width; }
   int64_t last() const { return seen.committed + first + tokens; }  // slots that the last token sees
 
-  // Rotated and scaled, [rows, dim].
-  std::vector<float> rotated() const {
-    std::vector<float> q(size_t(rows() * a.head_dim));
+  // Rotated and scaled queries, q [rows, dim].
+  void rotate(float* q) const {
     for (int64_t row = 0; row < rows(); ++row) {
       const int64_t t = first + row / width;
-      float* to = &q[size_t(row * a.head_dim)];
+      float* to = q + row * a.head_dim;
       turn(a, run, t, head_of(a, run, t, lead + row % width), run.q_norm, to);
       for (int64_t i = 0; i < a.head_dim; ++i) to[i] *= a.scale;
     }
-    return q;
   }
 
-  bool votes(const Votes* votes) const {
-    bool any = false;
-    for (int64_t t = first; votes && t < first + tokens; ++t) any = any || votes->weight(t) > 0;
-    return any;
+  // y's rows of this task, from the sums over all slots.
+  void write(const Partial& sum, float* y) const {
+    for (int64_t row = 0; row < rows(); ++row) {
+      float* to = y + ((first + row / width) * a.heads + lead + row % width) * a.head_dim;
+      for (int64_t i = 0; i < a.head_dim; ++i) to[i] = sum.y[size_t(row * a.head_dim + i)] / sum.total[size_t(row)];
+    }
   }
 
-  void segment(const float* q, int64_t begin, int64_t end, Partial& out, std::optional<Paid>& paid, const Isa& isa) const {
+  // paid: keeps the weights that votes need; null: there are none.
+  void segment(const float* q, int64_t begin, int64_t end, Partial& out, Paid* paid, const Isa& isa) const {
     static thread_local std::vector<float> key, value, s;  // grow to the largest once, then stay
     const int dim = int(a.head_dim), stride = int(kBlock), count = int(rows());
     const bool few = rows() <= kFewRows;
@@ -154,83 +126,100 @@ struct Task {
   }
 };
 
+// The share-th of so many of a KV head's query heads, for all tokens.
+Task shared_task(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens, int64_t head,
+                 int64_t share, int64_t shares) {
+  const int64_t group = a.heads / a.kv_heads, begin = group * share / shares, end = group * (share + 1) / shares;
+  return {a, cache, seen, tokens, head, 0, seen.steps, head * group + begin, end - begin};
+}
+
 }  // namespace
 
-void attend(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens, const Votes* votes,
-            float* y, const Pool& pool) {
-  static const int64_t wanted = 2 * std::max(1u, std::thread::hardware_concurrency());  // tasks
-  const Isa& isa = edgellm::isa();
-  const int64_t dim = a.head_dim, group = a.heads / a.kv_heads, per_task = std::max<int64_t>(1, kRows / group);
-  const int64_t runs = (seen.steps + per_task - 1) / per_task, slots = seen.committed + seen.steps;
-  const int64_t segments = runs > 1 ? 1 : (slots + kSegment - 1) / kSegment;
-  // Too few for all threads: the query heads of a group part, and read the same keys and values from cache.
-  // Not where the largest of them counts.
-  const int64_t alone = a.kv_heads * runs * segments;
-  const int64_t shares = votes && votes->max() ? 1 : std::min(group, (wanted + alone - 1) / alone);
-  auto task = [&](int64_t i) {
-    const int64_t run = i % runs, share = i / runs % shares, head = i / runs / shares, first = run * per_task;
-    const int64_t begin = group * share / shares, end = group * (share + 1) / shares;
-    return Task{a, cache, seen, tokens, head, first, std::min(per_task, seen.steps - first), head * group + begin, end - begin};
-  };
-  auto write = [&](const Task& t, const Partial& sum) {
-    for (int64_t row = 0; row < t.rows(); ++row) {
-      float* to = y + ((t.first + row / t.width) * a.heads + t.lead + row % t.width) * dim;
-      for (int64_t i = 0; i < dim; ++i) to[i] = sum.y[size_t(row * dim + i)] / sum.total[size_t(row)];
-    }
-  };
-  const int64_t tasks = a.kv_heads * shares * runs;
-  const int64_t size = votes ? votes->sums() * slots : 0;  // of a task's sums
-  std::vector<float> sums(size_t(tasks * size), 0);
-  auto vote = [&](int64_t i, const Partial& sum, std::optional<Paid>& paid) {
-    const Task t = task(i);
-    if (paid) paid->add(*votes, t.first, t.width, sum.most.data(), sum.total.data(), &sums[size_t(i * size)], slots);
-  };
-  auto settle = [&] {
-    const int64_t each = tasks / a.kv_heads;
-    for (int64_t i = 0; votes && i < tasks; ++i) {
-      float *head = &sums[size_t(i / each * each * size)], *own = &sums[size_t(i * size)];
-      for (int64_t j = 0; own != head && j < size; ++j) head[j] += own[j];
-      if ((i + 1) % each == 0) votes->settle(cache, seen, i / each, head);
-    }
-  };
-  if (segments > 1) {  // few queries, long context: segments in parallel, then merged in order
-    std::vector<Partial> parts;
-    std::vector<std::optional<Paid>> paid(size_t(tasks * segments));
-    for (int64_t i = 0; i < tasks * segments; ++i) parts.emplace_back(task(i / segments).rows(), dim);
-    auto one = [&](size_t i) {
-      const Task t = task(int64_t(i) / segments);
-      const int64_t begin = int64_t(i) % segments * kSegment, end = std::min(begin + kSegment, t.last());
-      if (t.votes(votes)) paid[i].emplace(t.rows(), begin, end);
-      t.segment(t.rotated().data(), begin, end, parts[i], paid[i], isa);
-    };
-    parallel(pool, parts.size(), one);
-    for (int64_t i = 0; i < tasks; ++i) {
-      Partial& sum = parts[size_t(i * segments)];
-      for (int64_t j = 1; j < segments; ++j) sum.merge(parts[size_t(i * segments + j)], dim);
-      for (int64_t j = 0; j < segments; ++j) vote(i, sum, paid[size_t(i * segments + j)]);
-      write(task(i), sum);
-    }
-    return settle();
+int64_t FewQueries::begin(const Attention& a, const Control& control, const KVCache& cache, const Seen& seen,
+                          const Tokens& tokens) {
+  a_ = &a, cache_ = &cache, seen_ = &seen, tokens_ = &tokens;
+  segments_ = (seen.committed + seen.steps + kSegment - 1) / kSegment;
+  // Too few heads and segments for all threads: query heads of a group part, and read the same keys from cache.
+  static const int64_t wanted = 2 * std::max(1u, std::thread::hardware_concurrency());
+  shares_ = std::min(a.heads / a.kv_heads, (wanted + a.kv_heads * segments_ - 1) / (a.kv_heads * segments_));
+  votes_ = Votes::of(control, tokens.positions, a.heads / a.kv_heads);
+  if (votes_ && votes_->max()) shares_ = 1;  // the largest of a group is found in one place
+  const int64_t parts = a.kv_heads * shares_ * segments_;
+  if (votes_ && int64_t(paid_.size()) < parts) paid_.resize(size_t(parts));
+  q_.resize(size_t(seen.steps * a.heads * a.head_dim));
+  if (int64_t(sums_.size()) < parts) sums_.resize(size_t(parts), Partial(0, 0));
+  float* q = q_.data();
+  for (int64_t i = 0; i < a.kv_heads * shares_; ++i) {
+    const Task task = shared_task(a, cache, seen, tokens, i / shares_, i % shares_, shares_);
+    task.rotate(q);
+    q += task.rows() * a.head_dim;
   }
+  return parts;
+}
+
+void FewQueries::part(int64_t i) {
+  const int64_t segment = i % segments_, share = i / segments_;
+  const Task task = shared_task(*a_, *cache_, *seen_, *tokens_, share / shares_, share % shares_, shares_);
+  Partial& sum = sums_[size_t(i)];
+  sum.clear(task.rows(), a_->head_dim);
+  const int64_t from = segment * kSegment, to = std::min(from + kSegment, task.last());
+  Paid* paid = votes_ ? &paid_[size_t(i)] : nullptr;
+  if (paid) paid->clear(task.rows(), from, to);
+  task.segment(&q_[size_t(task.lead * seen_->steps * a_->head_dim)], from, to, sum, paid, isa());
+}
+
+void FewQueries::end(float* y) {
+  for (int64_t share = 0; share < a_->kv_heads * shares_; ++share) {
+    Partial& sum = sums_[size_t(share * segments_)];
+    for (int64_t i = 1; i < segments_; ++i) sum.merge(sums_[size_t(share * segments_ + i)], a_->head_dim);
+    const Task task = shared_task(*a_, *cache_, *seen_, *tokens_, share / shares_, share % shares_, shares_);
+    task.write(sum, y);
+    if (!votes_) continue;
+    if (share % shares_ == 0) head_.assign(size_t(votes_->sums() * seen_->slots()), 0);
+    for (int64_t i = 0; i < segments_; ++i)
+      paid_[size_t(share * segments_ + i)].add(*votes_, 0, task.width, sum, head_.data(), seen_->slots());
+    if ((share + 1) % shares_ == 0) votes_->settle(*cache_, *seen_, task.head, head_.data());
+  }
+}
+
+void attend(const Attention& a, const Control& control, const KVCache& cache, const Seen& seen, const Tokens& tokens,
+            float* y, const Pool& pool) {
+  const int64_t dim = a.head_dim, group = a.heads / a.kv_heads, per_task = std::max<int64_t>(1, kRows / group);
+  const int64_t runs = (seen.steps + per_task - 1) / per_task, slots = seen.slots();
+  const bool small = a.heads * seen.steps * slots * dim < kInline;
+  if (runs == 1) {
+    static thread_local FewQueries few;  // grows to the longest context once, then stays
+    FewQueries& queries = few;
+    const int64_t parts = queries.begin(a, control, cache, seen, tokens);
+    auto one = [&](size_t i) { queries.part(int64_t(i)); };
+    for (int64_t i = 0; small && i < parts; ++i) one(size_t(i));
+    if (!small) parallel(pool, size_t(parts), one);
+    queries.end(y);
+    return;
+  }
+  const std::optional<Votes> votes = Votes::of(control, tokens.positions, group);
+  std::vector<std::vector<float>> sums(size_t(votes ? a.kv_heads * runs : 0));
   auto one = [&](size_t i) {
-    const Task t = task(int64_t(i));
-    const std::vector<float> q = t.rotated();
+    const int64_t head = int64_t(i) / runs, first = int64_t(i) % runs * per_task;
+    const Task t{a, cache, seen, tokens, head, first, std::min(per_task, seen.steps - first), head * group, group};
+    std::vector<float> q(size_t(t.rows() * dim));
+    t.rotate(q.data());
     Partial sum(t.rows(), dim);
-    std::optional<Paid> paid;
-    if (t.votes(votes)) paid.emplace(t.rows(), 0, t.last());
+    static thread_local Paid kept;  // grows to the longest context once, then stays
+    Paid* paid = votes && votes->any(t.first, t.tokens) ? &kept : nullptr;
+    if (paid) paid->clear(t.rows(), 0, t.last());
     for (int64_t begin = 0; begin < t.last(); begin += kSegment) {
       Partial part(t.rows(), dim);
-      t.segment(q.data(), begin, std::min(begin + kSegment, t.last()), begin ? part : sum, paid, isa);
+      t.segment(q.data(), begin, std::min(begin + kSegment, t.last()), begin ? part : sum, paid, isa());
       if (begin) sum.merge(part, dim);
     }
-    vote(int64_t(i), sum, paid);
-    write(t, sum);
+    t.write(sum, y);
+    if (!paid) return;
+    sums[i].assign(size_t(votes->sums() * slots), 0);
+    paid->add(*votes, t.first, t.width, sum, sums[i].data(), slots);
   };
-  if (a.heads * seen.steps * slots * dim < kInline)
-    for (int64_t i = 0; i < tasks; ++i) one(size_t(i));
-  else
-    parallel(pool, size_t(tasks), one);
-  settle();
+  parallel(pool, size_t(a.kv_heads * runs), one);
+  for (int64_t head = 0; votes && head < a.kv_heads; ++head) votes->settle(cache, seen, head, &sums[size_t(head * runs)], runs);
 }
 
 }  // namespace edgellm

@@ -11,13 +11,20 @@ namespace edgellm {
 // Slots a run attends to, in order: committed ones [0, committed), then its own [budget, budget + steps).
 struct Seen {
   int64_t committed, budget, steps;
+  int64_t slots() const { return committed + steps; }
   int64_t slot(int64_t i) const { return i < committed ? i : budget + i - committed; }
 };
 
-class Votes;  // score.h
+// Why this run cannot be done, or null; then commit the last run's accepted tokens and stage these.
+const char* commit_and_stage(const Attention& a, const Control& control, const Tokens& tokens, const KVCache& cache,
+                             Seen& seen, const Pool& pool);
 
-// y [steps, heads * head_dim] = softmax(scale * q . key) value; the cache's scores change where votes is not null.
-void attend(const Attention& a, const KVCache& cache, const Seen& seen, const Tokens& tokens, const Votes* votes,
+// Fetches what commit_and_stage will touch for one token, while other work is under way: each is a miss of its own.
+void prefetch_slots(const Attention& a, const Control& control, const KVCache& cache);
+
+// y [steps, heads * head_dim] = softmax(scale * q . key) value; what queries paid is added to the cache's scores where
+// control asks for them (score.h).
+void attend(const Attention& a, const Control& control, const KVCache& cache, const Seen& seen, const Tokens& tokens,
             float* y, const Pool& pool);
 
 // Head `head` of token t's query, key and value heads, [head_dim] of its qkv.

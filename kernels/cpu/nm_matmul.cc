@@ -7,18 +7,19 @@
 // x becomes int16 once (rows.h); every panel of 16 outputs is then independent. A tile is unpacked once for a block of
 // rows.
 #include <algorithm>
+#include <type_traits>
 
-#include "kernels/cpu/rows.h"
+#include "kernels/cpu/product.h"
 #include "kernels/cpu/tile_scales.h"
 
 namespace edgellm {
 namespace {
 
-constexpr int kRowBlock = 130;          // rows that share an unpacked tile; instruction sets multiply five or fewer at once
-constexpr int64_t kFewRows = 4;         // read the panel again from L1 instead of unpacking it
+constexpr int kRowBlock = 128;          // rows that share an unpacked tile; instruction sets multiply four or more at once
 constexpr size_t kFilePage = 4096;      // tensors begin on one
 constexpr size_t kPrefetched = 1 << 14;
-constexpr size_t kTaskBytes = 1 << 15;  // weight bytes times rows worth a task
+constexpr size_t kPartBytes = 1 << 15;  // weight bytes times rows worth a part
+constexpr size_t kMostParts = 64;
 
 // acc[row][out] for rows [first, first + count) of one panel, every tile unpacked once for all of them.
 void unpacked_panel(const Format& f, const uint8_t* panel, const Rows& x, int64_t first, int count, float* acc,
@@ -41,22 +42,25 @@ void unpacked_panel(const Format& f, const uint8_t* panel, const Rows& x, int64_
   });
 }
 
-// The second plane of these rows, tiles that have none left out.
+// The second plane of these rows: of tiles, and from the first row to the last, that have one.
 void add_rest(const Format& f, const uint8_t* panel, const Rows& x, int64_t first, int count, float* acc,
               const Isa& isa) {
   alignas(64) int8_t weight[kPanel * kTile], kept[kPanel * kTile];
   const bool masked_minimum = f.minimum && f.sparse();
   const int groups = f.groups_per_tile(), quads = 16 / groups;
   for_tiles(f, panel, isa, [&](int64_t tile, const uint8_t* bytes, const TileScales& s) {
-    const int64_t at = tile * x.rows + first;
-    const float* scale = &x.rest_scale[size_t(at)];
-    if (std::none_of(scale, scale + count, [](float one) { return one > 0; })) return;
+    const float *all = &x.rest_scale[size_t(tile * x.rows + first)], *end = all + count;
+    const float* scale = std::find_if(all, end, [](float one) { return one > 0; });
+    if (scale == end) return;
+    while (!(end[-1] > 0)) --end;
+    const int64_t at = tile * x.rows + first + (scale - all);
+    float* to = acc + (scale - all) * kPanel;
     isa.unpack(f, bytes, weight, masked_minimum ? kept : nullptr);
     for (int g = 0; g < groups; ++g) {
-      const int skip = g * quads * kPanel * 4;
+      const int skip = g * quads * kPanel * 4, rows = int(end - scale);
       const int16_t* q = &x.rest[size_t(at * kTile + 4 * quads * g)];
-      isa.accumulate(weight + skip, quads, s.scale[g], nullptr, q, scale, scale, count, acc);
-      if (masked_minimum) isa.accumulate(kept + skip, quads, s.minimum[g], nullptr, q, scale, scale, count, acc);
+      isa.accumulate(weight + skip, quads, s.scale[g], nullptr, q, scale, scale, rows, to);
+      if (masked_minimum) isa.accumulate(kept + skip, quads, s.minimum[g], nullptr, q, scale, scale, rows, to);
     }
   });
 }
@@ -70,50 +74,70 @@ void panel_times_rows(const Format& f, const uint8_t* panel, const Rows& x, int6
   if (x.any_rest) add_rest(f, panel, x, first, count, acc, isa);
 }
 
-// What lies behind a matrix in the file is what the model reads next (export/pipeline.py): the memory need not rest while
-// the next operator begins. A prefetch of an address that is none does nothing.
-void prefetch_next(const uint8_t* end) {
-  const auto page = (reinterpret_cast<uintptr_t>(end) + kFilePage - 1) / kFilePage * kFilePage;
+}  // namespace
+
+int64_t Product::begin(const Weights& weights, const float* x, int64_t rows, float* y, int64_t stride,
+                       const Pool& pool) {
+  const Isa& isa = edgellm::isa();
+  w_ = weights;
+  decode_ = rows <= kFewRows ? isa.decoder(w_.f) : nullptr;
+  q_.quantize(w_.f, x, rows, w_.fused, decode_ != nullptr, isa, pool);
+  rows_ = rows;
+  y_ = y;
+  stride_ = stride;
+  const size_t wanted = std::min<size_t>(w_.f.nbytes() * size_t(std::min<int64_t>(rows, 8)) / kPartBytes, kMostParts);
+  return parts_ = std::max<int64_t>(1, std::min(units(), int64_t(wanted)));
+}
+
+void Product::part(int64_t i) const {
+  const Isa& isa = edgellm::isa();
+  for (int64_t unit = units() * i / parts_; unit < units() * (i + 1) / parts_; ++unit)
+    for (int64_t first = 0; first < rows_; first += kRowBlock)
+      this->unit(unit, first, int(std::min<int64_t>(kRowBlock, rows_ - first)), isa);
+}
+
+// Outputs [16 * unit, 16 * unit + 16) of y for rows [first, first + count).
+void Product::unit(int64_t unit, int64_t first, int count, const Isa& isa) const {
+  alignas(64) float acc[2][kRowBlock * kPanel];
+  const auto& [f, tiles, activation, fused] = w_;
+  const int64_t out = unit * kPanel;
+  const int outputs = int(std::min<int64_t>(kPanel, width() - out));
+  const uint8_t* panel = tiles + size_t(paired() ? 2 * unit : unit) * f.panel_bytes();
+  panel_times_rows(f, panel, q_, first, count, acc[0], decode_, isa);
+  if (paired()) panel_times_rows(f, panel + f.panel_bytes(), q_, first, count, acc[1], decode_, isa);
+  for (int row = 0; row < count; ++row) {
+    float *gate = acc[0] + row * kPanel, *to = y_ + (first + row) * stride_ + out;
+    if (activation == Activation::kSilu) isa.silu(gate, acc[1] + row * kPanel, gate);
+    if (activation == Activation::kGeluTanh) isa.gelu_tanh(gate, acc[1] + row * kPanel, gate);
+    const float* residual = fused.residual ? fused.residual + (first + row) * width() + out : nullptr;
+    auto write = [&, bias = fused.bias](const auto n) {
+      for (int i = 0; bias && i < n; ++i) gate[i] += bias[out + i];
+      for (int i = 0; residual && i < n; ++i) gate[i] += residual[i];
+      for (int i = 0; i < n; ++i) to[i] = gate[i];
+    };
+    if (outputs == kPanel)  // a constant: vectors, and no call to copy one line
+      write(std::integral_constant<int, kPanel>());
+    else
+      write(outputs);
+  }
+}
+
+// A prefetch of an address that is none does nothing.
+void Product::prefetch_next() const {
+  const auto end = reinterpret_cast<uintptr_t>(w_.tiles + w_.f.nbytes());
+  const uintptr_t page = (end + kFilePage - 1) / kFilePage * kFilePage;
   for (size_t i = 0; i < kPrefetched; i += 64) __builtin_prefetch(reinterpret_cast<const void*>(page + i), 0, 2);
 }
 
-}  // namespace
-
 void nm_matmul(const Format& f, Activation activation, const float* x, int64_t rows, const uint8_t* tiles,
                const Fused& fused, float* y, const Pool& pool) {
-  static thread_local Rows quantized;  // grows to the largest chunk once, then stays
-  const Isa& isa = edgellm::isa();
-  const Decode decode = rows <= kFewRows ? isa.decoder(f) : nullptr;
-  quantized.quantize(f, x, rows, fused, decode != nullptr, isa, pool);
-  const Rows& q = quantized;
-
-  const bool paired = activation != Activation::kNone;
-  const int64_t width = paired ? f.n_out / 2 : f.n_out, units = paired ? f.panels() / 2 : f.panels();
-  const size_t wanted = f.nbytes() * size_t(rows < 8 ? rows : 8) / kTaskBytes;
-  const int64_t tasks = std::max<int64_t>(1, std::min<int64_t>(units, int64_t(std::min<size_t>(wanted, 64))));
-  auto some = [&](size_t task) {
-    alignas(64) float acc[2][kRowBlock * kPanel];
-    for (int64_t unit = units * int64_t(task) / tasks; unit < units * int64_t(task + 1) / tasks; ++unit)
-      for (int64_t first = 0; first < rows; first += kRowBlock) {
-        const int count = int(std::min<int64_t>(kRowBlock, rows - first));
-        const int64_t panel = paired ? 2 * unit : unit;
-        const int outputs = int(std::min<int64_t>(kPanel, width - unit * kPanel));
-        panel_times_rows(f, tiles + size_t(panel) * f.panel_bytes(), q, first, count, acc[0], decode, isa);
-        if (paired) panel_times_rows(f, tiles + size_t(panel + 1) * f.panel_bytes(), q, first, count, acc[1], decode, isa);
-        for (int row = 0; row < count; ++row) {
-          float *gate = acc[0] + row * kPanel, *to = y + (first + row) * width + unit * kPanel;
-          if (activation == Activation::kSilu) isa.silu(gate, acc[1] + row * kPanel, gate);
-          if (activation == Activation::kGeluTanh) isa.gelu_tanh(gate, acc[1] + row * kPanel, gate);
-          const int64_t out = unit * kPanel;
-          for (int i = 0; fused.bias && i < outputs; ++i) gate[i] += fused.bias[out + i];
-          const float* residual = fused.residual ? fused.residual + (first + row) * width + out : nullptr;
-          for (int i = 0; residual && i < outputs; ++i) gate[i] += residual[i];
-          std::copy(gate, gate + outputs, to);
-        }
-      }
-  };
-  parallel(pool, size_t(tasks), some);
-  if (rows <= kFewRows) prefetch_next(tiles + f.nbytes());
+  static thread_local Product own;
+  Product& product = own;
+  const int64_t width = activation == Activation::kNone ? f.n_out : f.n_out / 2;
+  const int64_t parts = product.begin({f, tiles, activation, fused}, x, rows, y, width, pool);
+  auto part = [&](size_t i) { product.part(int64_t(i)); };
+  parallel(pool, size_t(parts), part);
+  if (rows <= kFewRows) product.prefetch_next();
 }
 
 }  // namespace edgellm

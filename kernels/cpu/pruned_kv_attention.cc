@@ -7,7 +7,6 @@
 #include "kernels/cpu/attend.h"
 #include "kernels/cpu/commit.h"
 #include "kernels/cpu/isa.h"
-#include "kernels/cpu/score.h"
 
 namespace edgellm {
 namespace {
@@ -40,13 +39,25 @@ void start_score(const KVCache& cache, int64_t head, int64_t slot, int64_t dim, 
 
 }  // namespace
 
-const char* pruned_kv_attention(const Attention& a, const Control& control, const Tokens& tokens, KVCache cache,
-                                float* y, const Pool& pool) {
+void prefetch_slots(const Attention& a, const Control& control, const KVCache& cache) {
+  if (control.budget < 1 || control.budget >= cache.capacity) return;
+  for (int64_t head = 0; head < a.kv_heads; ++head)
+    for (const int64_t slot : {control.budget, std::max<int64_t>(0, std::min(control.committed, control.budget - 1))}) {
+      const int64_t at = head * cache.capacity + slot;
+      __builtin_prefetch(cache.position + at, 1);
+      for (const uint16_t* buffer : {cache.key, cache.value})
+        for (int64_t i = 0; i < a.head_dim; i += 32) __builtin_prefetch(buffer + at * a.head_dim + i, 1);
+    }
+}
+
+const char* commit_and_stage(const Attention& a, const Control& control, const Tokens& tokens, const KVCache& cache,
+                             Seen& seen, const Pool& pool) {
   if (const char* why = problem(a, control, tokens.half, tokens.steps, cache)) return why;
   const Isa& isa = edgellm::isa();
-  const int64_t dim = a.head_dim, budget = control.budget, committed = kept(control);
+  const int64_t dim = a.head_dim, budget = control.budget;
+  seen = {kept(control), budget, tokens.steps};
 
-  auto commit_and_stage = [&](size_t task) {
+  auto one = [&](size_t task) {
     const int64_t head = int64_t(task);
     commit(cache, control, head, dim);
     static thread_local std::vector<float> turned;
@@ -61,13 +72,17 @@ const char* pruned_kv_attention(const Attention& a, const Control& control, cons
     }
   };
   if (tokens.steps == 1 && control.accepted <= 1)  // less work than waking a thread
-    for (int64_t head = 0; head < a.kv_heads; ++head) commit_and_stage(size_t(head));
+    for (int64_t head = 0; head < a.kv_heads; ++head) one(size_t(head));
   else
-    parallel(pool, size_t(a.kv_heads), commit_and_stage);
+    parallel(pool, size_t(a.kv_heads), one);
+  return nullptr;
+}
 
-  const Votes votes(control, tokens.positions, a.heads / a.kv_heads);
-  const bool scored = control.policy == kScore && votes.any();
-  attend(a, cache, Seen{committed, budget, tokens.steps}, tokens, scored ? &votes : nullptr, y, pool);
+const char* pruned_kv_attention(const Attention& a, const Control& control, const Tokens& tokens, KVCache cache,
+                                float* y, const Pool& pool) {
+  Seen seen{};
+  if (const char* why = commit_and_stage(a, control, tokens, cache, seen, pool)) return why;
+  attend(a, control, cache, seen, tokens, y, pool);
   return nullptr;
 }
 

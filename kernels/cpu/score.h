@@ -8,33 +8,40 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "kernels/cpu/attend.h"
+#include "kernels/cpu/partial.h"
 
 namespace edgellm {
 
 // How this run's tokens count, from control.
 class Votes {
  public:
-  Votes(const Control& control, const int64_t* positions, int64_t group);
+  // None where nothing counts.
+  static std::optional<Votes> of(const Control& control, const int64_t* positions, int64_t group);
 
-  bool any() const { return c_.counted > 0; }
   int64_t sums() const { return c_.queries ? 2 : 1; }  // of windows
   bool max() const { return c_.heads == kMax; }
   float share() const { return share_; }  // of a head's attention in its group's
   // What token t's attention is worth at the end of the run; 0 where it does not count.
   float weight(int64_t t) const;
+  bool any(int64_t first, int64_t tokens) const;  // whether any of these counts
   // 1 where token t belongs to the window before the open one.
   int64_t sum(int64_t t) const { return c_.queries && window(positions_[t]) < open_; }
   // Scores of a KV head from what they were and sums [sums(), slots] over this run.
   void settle(const KVCache& cache, const Seen& seen, int64_t head, const float* sums) const;
+  // The same, the sums being those of `tasks` added up in order; tasks without any are empty.
+  void settle(const KVCache& cache, const Seen& seen, int64_t head, std::vector<float>* sums, int64_t tasks) const;
 
  private:
+  Votes(const Control& control, const int64_t* positions, int64_t group);
+
   // Windows end where position + 1 - anchor divides by `queries`: the number of the one that a position lies in.
   int64_t window(int64_t position) const { return (position - c_.anchor + c_.queries) / c_.queries; }
 
-  const Control& c_;
+  Control c_;
   const int64_t* positions_;
   float share_;
   double stays_;
@@ -44,8 +51,11 @@ class Votes {
 // What the rows of a task pay slots [begin, end): row = token, query head, as in attend.cc.
 class Paid {
  public:
-  Paid(int64_t rows, int64_t begin, int64_t end)
-      : begin_(begin), slots_(std::max<int64_t>(0, end - begin)), paid_(size_t(rows * slots_), 0) {}
+  void clear(int64_t rows, int64_t begin, int64_t end) {
+    begin_ = begin, slots_ = std::max<int64_t>(0, end - begin);
+    if (paid_.size() < size_t(rows * slots_)) paid_.resize(size_t(rows * slots_));
+    pieces_.clear();
+  }
 
   // Weights [n] of a row from slot `from` on, relative to the maximum `most`.
   void keep(int64_t row, int64_t from, int64_t n, const float* weight, float most) {
@@ -55,8 +65,7 @@ class Paid {
 
   // Adds the votes of rows [token][width], tokens from `first` on, to sums [votes.sums(), stride], given each row's final
   // maximum and total.
-  void add(const Votes& votes, int64_t first, int64_t width, const float* most, const float* total, float* sums,
-           int64_t stride);
+  void add(const Votes& votes, int64_t first, int64_t width, const Partial& whole, float* sums, int64_t stride);
 
  private:
   struct Piece {
@@ -65,7 +74,7 @@ class Paid {
   };
   float* at(int64_t row, int64_t slot) { return &paid_[size_t(row * slots_ + slot - begin_)]; }
 
-  int64_t begin_, slots_;
+  int64_t begin_ = 0, slots_ = 0;
   std::vector<float> paid_;
   std::vector<Piece> pieces_;
 };

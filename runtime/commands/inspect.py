@@ -11,13 +11,14 @@ from typing import Any
 
 import click
 
-from edgellm.runtime.bundle_files import CHAT_TEMPLATE, GRAPH, TOKENIZER, WEIGHTS
+from edgellm.runtime.bundle_files import CHAT_TEMPLATE, GRAPH, TABLES, TOKENIZER, WEIGHTS
 from edgellm.runtime.commands.options import bundle_argument, json_option, verify_option
 from edgellm.runtime.commands.output import print_json
 from edgellm.runtime.manifest import read_manifest
 from edgellm.runtime.schema import Manifest, Matrix
 
-PARTS = {WEIGHTS: "weights", GRAPH: "graph", TOKENIZER: "tokenizer", CHAT_TEMPLATE: "chat_template"}
+PARTS = {WEIGHTS: "weights", GRAPH: "graph", TOKENIZER: "tokenizer", TABLES: "tokenizer"}
+PARTS |= {CHAT_TEMPLATE: "chat_template"}
 GROUPS = {"q": "attention", "k": "attention", "v": "attention", "o": "attention", "qkv": "attention"}
 GROUPS |= {"gate": "mlp", "up": "mlp", "gate_up": "mlp", "down": "mlp"}
 

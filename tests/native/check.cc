@@ -13,6 +13,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/operators.h"
 #include "kernels/cpu/sample.h"
+#include "tests/native/layer.h"
 #include "tests/native/rows.h"
 
 namespace {
@@ -119,7 +120,7 @@ int main(int argc, char** argv) {
   int passed = 0, failed = 0;
   const std::pair<const char*, bool> kernels[] = {
       {"scores", edgellm::scores_agree()}, {"mix", edgellm::mix_agrees()}, {"half", edgellm::halves_agree()},
-      {"attention over halves", edgellm::halves_attend_alike()}};
+      {"attention over halves", edgellm::halves_attend_alike()}, {"decoder layer", edgellm::layers_agree()}};
   for (const auto& [what, fine] : kernels) {
     if (!fine) std::printf("%s: another result than the portable path's, or than a row's alone\n", what);
     ++(fine ? passed : failed);

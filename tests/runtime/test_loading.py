@@ -18,7 +18,7 @@ from edgellm.runtime.kv_policy import parse_kv
 from edgellm.runtime.chat import Chat, freeze
 from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
 from edgellm.runtime.manifest import parse
-from edgellm.runtime.onnx_backend import OnnxBackend, aligned_zeros
+from edgellm.runtime.onnx_backend import OnnxBackend, cache_buffers
 from edgellm.runtime.schema import Manifest
 from tests.runtime.fakes import CHATML, DATA, VOCABULARY, byte_tokenizer, make_bundle
 
@@ -181,20 +181,39 @@ def test_wrong_templates_and_policies(tmp_path: Path) -> None:
         load(make_bundle(tmp_path / "c"), kv="snap:9")
 
 
-def test_aligned_zeros() -> None:
-    for shape in ((1,), (3, 5, 7), (0, 4)):
-        array = aligned_zeros(shape, np.float16)
-        assert array.shape == shape
-        assert array.ctypes.data % 64 == 0 or array.size == 0
-        assert not array.any()
+def test_cache_buffers_are_aligned_zeros_that_do_not_overlap() -> None:
+    layout = CacheLayout(parse_kv("full:5", 64), 3, 2, 3, 7)
+    buffers = cache_buffers(layout)
+    assert {name: (buffer.shape, buffer.dtype) for name, buffer in buffers.items()} == {
+        name: (shape, np.dtype(dtype)) for name, shape, dtype in layout.buffers()
+    }
+    assert all(buffer.ctypes.data % 64 == 0 and not buffer.any() for buffer in buffers.values())
+    for number, buffer in enumerate(buffers.values(), 1):
+        buffer.fill(number)
+    assert all((buffer == number).all() for number, buffer in enumerate(buffers.values(), 1))
 
 
 def test_an_unused_budget_costs_no_memory() -> None:
-    """One token in each of 64 heads of a megabyte: 64 small pages, not all that huge pages would back."""
+    """One token in each of 64 heads of a megabyte: small pages of them, not all that huge pages would back."""
+    np.ones(16 << 20, np.uint8)  # freed at once: what the heap has is not clear
     before = resident()
-    buffer = aligned_zeros((64, 4096, 128), np.float16)
-    buffer[:, 0] = 1
+    buffers = cache_buffers(CacheLayout(parse_kv("full:4000", 4096), 96, 1, 64, 128))
+    buffers["key.0"][:, 0] = 1
     assert resident() - before < 8 << 20
+
+
+@pytest.mark.usefixtures("standard_operators")
+def test_logits_are_the_callers_while_it_keeps_them(tmp_path: Path) -> None:
+    """A run writes over the last one's only when nothing refers to them, or to a part, any more."""
+    folder, manifest = unfinished(tmp_path / "b.partial")
+    session = load(folder, manifest=manifest, threads=1)
+    kept = [session.step(token) for token in (10, 20, 30)]
+    assert [int(row.argmax()) for row in kept] == [11, 21, 31]
+    assert len({row.ctypes.data for row in kept}) == 3
+    place = kept[-1].ctypes.data
+    kept.clear()
+    assert session.step(40).ctypes.data == place
+    assert int(session.step(50).argmax()) == 51
 
 
 def resident() -> int:

@@ -106,6 +106,16 @@ void unpack_places(const Format& f, const uint8_t* tile, int8_t* weight, int8_t*
 
 void unpack(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept) {
   if (f.places()) return unpack_places(f, tile, weight, kept);
+  if (!f.sparse() && f.bits == 4) {  // a block's bytes hold its first 32 codes and, above them, its last
+    const __m256i low = _mm256_set1_epi8(15), zero = _mm256_set1_epi8(char(offset(f)));
+    for (int b = 0; b < kBlocks; ++b) {
+      const __m256i packed = load(tile + 32 * b);
+      store(weight + 64 * b, _mm256_sub_epi8(_mm256_and_si256(packed, low), zero));
+      store(weight + 64 * b + 32, _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(packed, 4), low), zero));
+    }
+    if (kept) std::memset(kept, 1, 64 * kBlocks);
+    return;
+  }
   const size_t bytes = f.block_bytes();
   if (!f.sparse()) {
     for (int b = 0; b < kBlocks; ++b) codes_to_int8(f, tile + size_t(b) * bytes, weight + 64 * b);

@@ -37,6 +37,11 @@ inline void keep(__m256i& sum) {
   EDGELLM_KEEP(kept);
   sum = kept;
 }
+inline void keep(__m256& vector) {
+  __m256 kept = vector;
+  EDGELLM_KEEP(kept);
+  vector = kept;
+}
 inline void add(__m256i& sum, __m256i a, __m256i x) {
 #ifdef EDGELLM_VNNI
   sum = _mm256_dpwssd_avx_epi32(sum, a, x);
@@ -44,5 +49,6 @@ inline void add(__m256i& sum, __m256i a, __m256i x) {
   sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, x));
 #endif
 }
+inline __m256i product(__m256i a, __m256i x) { return _mm256_madd_epi16(a, x); }
 
 }  // namespace edgellm::EDGELLM_AVX2

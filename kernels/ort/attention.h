@@ -1,0 +1,87 @@
+// PrunedKVAttention: what ONNX Runtime hands over, checked.
+#pragma once
+#include <cstring>
+
+#include "kernels/cpu/operators.h"
+#include "kernels/ort/tensors.h"
+
+namespace edgellm::ort {
+
+// A run's tokens, control and cache, which lie at inputs 1 to 8 and outputs 1 to 4 of both operators that attend.
+struct AttentionRun {
+  Tokens tokens;
+  Control control;
+  KVCache cache;
+
+  // layer: its row of control. q_norm, k_norm: indices of two optional inputs.
+  AttentionRun(const Call& call, const Attention& a, int64_t layer, int64_t steps, size_t q_norm, size_t k_norm, float epsilon) {
+    const Tensor cos = call.input(1), sin = call.input(2), positions = call.input(3), given = call.input(4);
+    const Tensor key = call.input(5), value = call.input(6), position = call.input(7), score = call.input(8);
+    const int64_t half = cos.shape[1], capacity = position.shape[1], planes = score.shape[2];
+    call.require(cos.is({steps, half}) && sin.is({steps, half}), "cos and sin are not [T, rotary/2]");
+    call.require(positions.is({steps}), "positions are not [T]");
+    call.require(given.shape.size() == 2 && given.shape[1] == kControl && layer >= 0 && layer < given.shape[0],
+                 "control is not [layers, fields of kernels/control.py]");
+    call.require(position.is({a.kv_heads, capacity}), "position is not [kv_heads, capacity]");
+    const Shape slots{a.kv_heads, capacity, a.head_dim};
+    call.require(key.shape == slots && value.shape == slots, "key or value is not [kv_heads, capacity, head_dim]");
+    call.require(score.is({a.kv_heads, capacity, planes}), "score is not [kv_heads, capacity, planes]");
+    tokens = {nullptr, cos.as<float>(), sin.as<float>(), half, positions.as<int64_t>(), steps};
+    tokens.q_norm = norm(call, q_norm, a.head_dim);
+    tokens.k_norm = norm(call, k_norm, a.head_dim);
+    tokens.epsilon = epsilon;
+    std::memcpy(&control, given.as<int64_t>() + layer * kControl, sizeof control);
+    cache = {carry<uint16_t>(call, 1, key), carry<uint16_t>(call, 2, value), carry<int32_t>(call, 3, position), capacity,
+             carry<float>(call, 4, score), planes};
+  }
+
+ private:
+  static const float* norm(const Call& call, size_t index, int64_t head_dim) {
+    if (!call.data(index)) return nullptr;
+    const Tensor weight = call.input(index);
+    call.require(weight.is({head_dim}), "q_norm or k_norm is not [head_dim]");
+    return weight.as<float>();
+  }
+  // The output buffer holding the input's content: the same buffer when the caller bound it so, a copy otherwise.
+  template <typename T>
+  static T* carry(const Call& call, size_t output, const Tensor& input) {
+    T* to = static_cast<T*>(call.output(output, input.shape));
+    if (to != input.data && input.size()) std::memcpy(to, input.data, size_t(input.size()) * sizeof(T));
+    return to;
+  }
+};
+
+inline Attention attention_of(const Attributes& a) {
+  return {a.integer("heads"), a.integer("kv_heads"), a.integer("head_dim"),
+          a.real("scale"),    a.integer("window"),   a.real("softcap")};
+}
+
+struct PrunedKVAttention {
+  static constexpr const char* kName = "PrunedKVAttention";
+  // qkv, cos, sin, positions, control, key, value, position, score, and optionally q_norm and k_norm
+  // -> y, key, value, position, score
+  static constexpr ElementType kInputs[] = {kFloat,   kFloat, kFloat, kInt64, kInt64, kFloat16,
+                                            kFloat16, kInt32, kFloat, kFloat, kFloat};
+  static constexpr ElementType kOutputs[] = {kFloat, kFloat16, kFloat16, kInt32, kFloat};
+  static constexpr size_t kRequired = 9;
+  Attention attention;
+  int64_t layer;
+  float epsilon;
+
+  explicit PrunedKVAttention(const Attributes& a)
+      : attention(attention_of(a)), layer(a.integer("layer")), epsilon(a.real_or("epsilon", 0)) {}
+
+  void compute(const Call& call) const {
+    const Attention& a = attention;
+    const Tensor qkv = call.input(0);
+    const int64_t steps = qkv.shape[0];
+    call.require(qkv.is({steps, (a.heads + 2 * a.kv_heads) * a.head_dim}), "qkv is not [T, (heads + 2 * kv_heads) * head_dim]");
+    AttentionRun run(call, a, layer, steps, 9, 10, epsilon);
+    run.tokens.qkv = qkv.as<float>();
+    float* y = static_cast<float*>(call.output(0, {steps, a.heads * a.head_dim}));
+    const char* why = pruned_kv_attention(a, run.control, run.tokens, run.cache, y, call.pool());
+    call.require(!why, why);
+  }
+};
+
+}  // namespace edgellm::ort

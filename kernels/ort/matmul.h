@@ -1,0 +1,67 @@
+// NMMatMul and QuantGather: what ONNX Runtime hands over, checked.
+#pragma once
+#include "kernels/cpu/operators.h"
+#include "kernels/ort/tensors.h"
+
+namespace edgellm::ort {
+
+inline Activation activation_of(const Attributes& a, const Format& f) {
+  const std::string name = a.string("activation");
+  const Activation activation = name == "silu"        ? Activation::kSilu
+                                : name == "gelu_tanh" ? Activation::kGeluTanh
+                                                      : Activation::kNone;
+  if ((activation == Activation::kNone && name != "none") || (activation != Activation::kNone && f.n_out % 32))
+    throw Failure{create_status(a.api, kInvalidArgument, "activation is none, or silu or gelu_tanh over pairs of 16")};
+  return activation;
+}
+
+struct NMMatMul {
+  static constexpr const char* kName = "NMMatMul";
+  // x, tiles, and optionally bias, residual and norm
+  static constexpr ElementType kInputs[] = {kFloat, kUint8, kFloat, kFloat, kFloat}, kOutputs[] = {kFloat};
+  static constexpr size_t kRequired = 2;
+  Format format;
+  Activation activation;
+  float epsilon;
+
+  explicit NMMatMul(const Attributes& a)
+      : format(a.format()), activation(activation_of(a, format)), epsilon(a.real_or("epsilon", 0)) {}
+  void compute(const Call& call) const {
+    const Tensor x = call.input(0);
+    call.require(x.shape.size() == 2 && x.shape[1] == format.k_in, "NMMatMul: x is not [T, k_in]");
+    const bool plain = activation == Activation::kNone;
+    const int64_t rows = x.shape[0], width = plain ? format.n_out : format.n_out / 2;
+    const uint8_t* w = call.constant<uint8_t>(1, tiles, {int64_t(format.nbytes())},
+                                              "NMMatMul: tiles have another size than their format");
+    Fused fused;
+    fused.bias = call.constant<float>(2, bias, {plain ? width : -1}, "NMMatMul: bias is not [n_out], or beside an activation");
+    fused.norm = call.constant<float>(4, norm, {format.k_in}, "NMMatMul: norm is not [k_in]");
+    fused.epsilon = epsilon;
+    if (fused.residual = static_cast<float*>(call.data(3)); fused.residual)
+      call.require(plain && call.input(3).is({rows, width}), "NMMatMul: residual is not [T, n_out], or beside an activation");
+    float* y = static_cast<float*>(call.output(0, {rows, width}));
+    nm_matmul(format, activation, x.as<float>(), rows, w, fused, y, call.pool());
+  }
+
+ private:
+  Known tiles, bias, norm;
+};
+
+struct QuantGather {
+  static constexpr const char* kName = "QuantGather";
+  static constexpr ElementType kInputs[] = {kInt64, kUint8}, kOutputs[] = {kFloat};
+  static constexpr size_t kRequired = 2;
+  Format format;
+
+  explicit QuantGather(const Attributes& a) : format(a.format()) {}
+  void compute(const Call& call) const {
+    const Tensor ids = call.input(0), tiles = call.input(1);
+    call.require(ids.shape.size() == 1, "QuantGather: ids is not [T]");
+    call.require(size_t(tiles.size()) == format.nbytes(), "QuantGather: tiles have another size than their format");
+    float* y = static_cast<float*>(call.output(0, {ids.size(), format.k_in}));
+    call.require(quant_gather(format, ids.as<int64_t>(), ids.size(), tiles.as<uint8_t>(), y, call.pool()),
+                 "QuantGather: a token id is outside the vocabulary");
+  }
+};
+
+}  // namespace edgellm::ort
