@@ -62,7 +62,8 @@ class KVCache:
         positions = np.arange(cursor.fed, cursor.fed + len(ids), dtype=np.int64)
         logits = self.backend.step(ids, positions, rows, cursor.control(counted))
         cursor.advance(len(ids), counted)
-        self._fit(cursor.budgets)  # a prompt's room is given back once its tokens were pruned
+        if self._layout is not self._usual:
+            self._fit(cursor.budgets)  # a prompt's room is given back once its tokens were pruned
         return logits
 
     def make_room(self, tokens: int) -> None:
@@ -126,6 +127,6 @@ class KVCache:
         """Buffers for these budgets, if the last run's tokens lie in them."""
         needed = [max(pair) for pair in zip(budgets, self._cursor.places, strict=True)]
         if tuple(needed) != self._layout.budgets:
-            layout = self._layout.of(needed)
+            layout = self._usual if tuple(needed) == self._usual.budgets else self._layout.of(needed)
             self.backend.resize(layout)
             self._layout = layout

@@ -1,24 +1,16 @@
 #include "kernels/cpu/commit.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <vector>
 
+#include "kernels/cpu/isa.h"
+
 namespace edgellm {
 namespace {
 
-// A token that may go.
-struct Candidate {
-  float importance;
-  int32_t position;
-  int64_t slot;
-
-  bool operator<(const Candidate& other) const {
-    return importance != other.importance ? importance < other.importance : position < other.position;
-  }
-};
+constexpr float kFirst = std::numeric_limits<float>::infinity(), kStays = -kFirst;
 
 // One KV head's tokens before the commit, in order: slots [0, committed), then [staged, staged + accepted).
 struct Head {
@@ -28,32 +20,30 @@ struct Head {
 
   int64_t count() const { return c.committed + c.accepted; }
   int64_t slot(int64_t i) const { return i < c.committed ? i : c.staged + i - c.committed; }
-  int32_t position(int64_t slot) const { return cache.position[head * cache.capacity + slot]; }
+  const int32_t* positions() const { return cache.position + head * cache.capacity; }
+  int32_t position(int64_t i) const { return positions()[slot(i)]; }
 
-  // NaN, which no order has a place for, goes first.
-  float importance(int64_t slot) const {
-    if (c.policy == kWindow) return float(position(slot));
-    const float* score = cache.scores(head, slot);
-    float found = c.queries ? score[kAttention] + score[kOlder] : score[kAttention];
-    if (c.norm) found *= score[kNorm];
-    return std::isnan(found) ? -std::numeric_limits<float>::infinity() : found;
-  }
-
-  int32_t newest() const {
-    int32_t found = -1;
-    for (int64_t i = 0; i < count(); ++i) found = std::max(found, position(slot(i)));
-    return found;
-  }
-
-  // seen(candidate) for every token that may go.
-  template <typename Body>
-  void candidates(Body seen) const {
-    const int64_t last = newest() - (c.policy == kWindow ? 0 : c.recent);
-    for (int64_t i = 0; i < count(); ++i) {
-      const int64_t at = slot(i);
-      const int32_t place = position(at);
-      if (place >= c.sinks && place <= last) seen(Candidate{importance(at), place, at});
+  // How readily every token goes, [count]: its importance, negated; kStays for sinks and recent ones. NaN, which no order
+  // has a place for, goes first.
+  const std::vector<float>& readiness() const {
+    static thread_local std::vector<float> ready;
+    ready.resize(size_t(count()));
+    const int64_t parts[2][3] = {{0, 0, c.committed}, {c.committed, c.staged, c.accepted}};
+    for (const auto& [at, from, n] : parts) {
+      const int32_t* position = positions() + from;
+      float* to = ready.data() + at;
+      if (c.policy == kWindow)
+        for (int64_t i = 0; i < n; ++i) to[i] = -float(position[i]);
+      else
+        by_score(cache.scores(head, from), n, to);
     }
+    const int32_t last = newest() - int32_t(c.policy == kWindow ? 0 : c.recent), sinks = int32_t(c.sinks);
+    for (const auto& [at, from, n] : parts) {
+      const int32_t* position = positions() + from;
+      float* to = ready.data() + at;
+      for (int64_t i = 0; i < n; ++i) to[i] = position[i] < sinks || position[i] > last ? kStays : to[i];
+    }
+    return ready;
   }
 
   void move(int64_t from, int64_t to, int64_t head_dim) const {
@@ -64,25 +54,50 @@ struct Head {
     for (int64_t plane = 0; plane < cache.planes; ++plane)
       cache.score[target * cache.planes + plane] = cache.score[source * cache.planes + plane];
   }
+
+ private:
+  void by_score(const float* score, int64_t n, float* to) const {
+    for (int64_t i = 0; i < n; ++i, score += cache.planes) {
+      float found = c.queries ? score[kAttention] + score[kOlder] : score[kAttention];
+      if (c.norm) found *= score[kNorm];
+      to[i] = found == found ? -found : kFirst;
+    }
+  }
+
+  int32_t newest() const {
+    int32_t found = -1;
+    for (int64_t i = 0; i < c.committed; ++i) found = std::max(found, positions()[i]);
+    for (int64_t i = c.committed; i < count(); ++i) found = std::max(found, position(i));
+    return found;
+  }
 };
 
 // Decoding: one token came, one goes.
 void commit_one(const Head& tokens, int64_t head_dim) {
-  Candidate least{std::numeric_limits<float>::infinity(), std::numeric_limits<int32_t>::max(), tokens.c.staged};
-  tokens.candidates([&](const Candidate& one) { least = std::min(least, one); });
-  if (least.slot != tokens.c.staged) tokens.move(tokens.c.staged, least.slot, head_dim);
+  const std::vector<float>& ready = tokens.readiness();
+  const float most = isa().largest(ready.data(), int(ready.size()));
+  int64_t goes = tokens.count() - 1;
+  for (int64_t i = 0; i < tokens.count(); ++i)
+    if (ready[size_t(i)] == most && tokens.position(i) < tokens.position(goes)) goes = i;
+  if (tokens.slot(goes) != tokens.c.staged) tokens.move(tokens.c.staged, tokens.slot(goes), head_dim);
 }
 
 void commit_many(const Head& tokens, int64_t head_dim) {
   const Control& c = tokens.c;
-  static thread_local std::vector<Candidate> found;
+  static thread_local std::vector<int64_t> order;
   static thread_local std::vector<uint8_t> gone;  // by slot
-  found.clear();
+  const std::vector<float>& ready = tokens.readiness();
+  order.clear();
+  for (int64_t i = 0; i < tokens.count(); ++i)
+    if (ready[size_t(i)] != kStays) order.push_back(i);
+  const auto sooner = [&](int64_t a, int64_t b) {
+    const float x = ready[size_t(a)], y = ready[size_t(b)];
+    return x != y ? x > y : tokens.position(a) < tokens.position(b);
+  };
+  const auto excess = std::min<ptrdiff_t>(tokens.count() - c.budget, ptrdiff_t(order.size()));
+  if (excess < ptrdiff_t(order.size())) std::nth_element(order.begin(), order.begin() + excess, order.end(), sooner);
   gone.assign(size_t(tokens.cache.capacity), 0);
-  tokens.candidates([](const Candidate& one) { found.push_back(one); });
-  const auto excess = std::min<ptrdiff_t>(tokens.count() - c.budget, ptrdiff_t(found.size()));
-  if (excess < ptrdiff_t(found.size())) std::nth_element(found.begin(), found.begin() + excess, found.end());
-  for (auto one = found.begin(); one < found.begin() + excess; ++one) gone[size_t(one->slot)] = 1;
+  for (auto i = order.begin(); i < order.begin() + excess; ++i) gone[size_t(tokens.slot(*i))] = 1;
   int64_t hole = 0;
   for (int64_t i = 0; i < tokens.count(); ++i) {
     const int64_t at = tokens.slot(i);
