@@ -37,8 +37,9 @@ class Recipe:
 
     def kv_for(self, context: int) -> str:
         """`kv` with the budget cut to a model's context, in tokens."""
-        policy, _, budget = self.kv.partition(":")
-        return f"{policy}:{min(int(budget), context)}" if budget else policy
+        policy, _, rest = self.kv.partition(":")
+        budget, comma, settings = rest.partition(",")
+        return f"{policy}:{min(int(budget), context)}{comma}{settings}" if budget else policy
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A decoder block in the graph: one operator, or the operators and standard nodes that it stands for.
 
-Both take x [T, hidden], cos and sin [T, rotary/2] and the names of the layer's key, value, position and score buffers, and add
-outputs "<name>.out" for these. Of the last layer only the rows that the graph's input `rows` names are worked out.
+Both take x [T, hidden], cos and sin [T, rotary/2] and the names of the layer's key, value, position and score buffers,
+and add outputs "<name>.out" for these. Of the last layer only the rows that the graph's input `rows` names are worked
+out.
 """
 
 from __future__ import annotations

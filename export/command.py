@@ -42,7 +42,8 @@ Examples:
 @click.option("--head-bits", type=click.Choice(["4", "8"]),
               help="Bits of embedding and head. Default: 8 with --bits, else as stored.")  # fmt: skip
 @click.option("--kv", metavar="POLICY:BUDGET",
-              help="The bundle's default KV cache: full, full:2048, window:512, vatp:512, … Default: the device's.")  # fmt: skip
+              help="The bundle's default KV cache: full, or POLICY:BUDGET[,SETTING=VALUE], e.g. vatp:512. "
+                   "Default: the device's.")  # fmt: skip
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
               help="Text, JSON list or JSON lines. Default: the dense model writes its own.")  # fmt: skip
 @click.option("--recover", type=click.Choice(RECOVER), default=ExportConfig.recover, show_default=True,

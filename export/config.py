@@ -10,8 +10,8 @@ from edgellm.devices.profile import Device
 from edgellm.export.architectures import Architecture, role
 from edgellm.export.prune import METHODS, SCOPES, SWEPT, axis
 from edgellm.kernels.layout import Format
-from edgellm.runtime.kv_policy import KVPolicy, parse_kv
 from edgellm.runtime.errors import EdgellmError, UsageError
+from edgellm.runtime.kv_policy import KVPolicy, parse_kv
 
 # Inputs a scale when weights are rounded here. Dense ones at 4 bits get a minimum too, 4.5 bits a weight in all: groups
 # of 32 without one cost the same and lose a quarter more (SmolLM2). 8.25 bits, and 3.25 for 2:4 at 4, have none.
@@ -59,9 +59,9 @@ class ExportConfig:
 
     recover: what wins back the loss: "sparsegpt" (errors are corrected by what is rounded after them, wherever weights
     are pruned or rounded below 8 bits) | "none" (scales are searched, no more).
-    head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: as in
-    edgellm.runtime.kv_policy.parse_kv, the bundle's default; None: the device's. seed: of the text the model writes itself when
-    calibration is None. device: what the bundle must fit.
+    head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: the
+    bundle's default, as edgellm.runtime.kv_policy.parse_kv reads it; None: the device's. seed: of the text the model
+    writes itself when calibration is None. device: what the bundle must fit.
     """
 
     source: Path

@@ -30,8 +30,8 @@ from edgellm.export.vocabulary_tables import write_tokenizer
 from edgellm.export.write import PartialBundle
 from edgellm.runtime import load, manifest
 from edgellm.runtime.cache import CacheLayout
-from edgellm.runtime.kv_policy import KVPolicy, parse_kv
 from edgellm.runtime.errors import BundleError, CheckpointError, EdgellmError, UsageError
+from edgellm.runtime.kv_policy import KVPolicy, parse_kv
 from edgellm.runtime.perplexity import score
 from edgellm.runtime.session import Session
 from edgellm.runtime.standard_backend import StandardBackend

@@ -13,8 +13,8 @@ from edgellm.devices.profile import HOST, load, names
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig, Sparsity
 from edgellm.export.estimate import Estimate, estimate
-from edgellm.runtime.kv_policy import SINKS
 from edgellm.runtime.errors import EdgellmError
+from edgellm.runtime.kv_policy import SINKS
 
 OPTIONS = 3
 AT_4_BITS = 0.58  # bytes a weight, with scales and a head at 8 bits

@@ -1,8 +1,8 @@
 """The ONNX graph of a decoder: standard operators around DecoderLayer, QuantGather and NMMatMul (design.md).
 
 Inputs: ids, positions, rows int64; control int64 [layers, fields of edgellm.kernels.control]; per layer key.L and
-value.L fp16 [kv_heads, capacity, head_dim], position.L int32 [kv_heads, capacity], score.L float32 [kv_heads, capacity,
-planes], each layer with its own capacity. Outputs: logits float32 [R, vocabulary] of the rows asked for, and the caches.
+value.L fp16 [kv_heads, capacity, head_dim], position.L int32 [kv_heads, capacity] and score.L float32 [kv_heads,
+capacity, planes], the capacity its own. Outputs: logits float32 [R, vocabulary] of the rows asked for, and the caches.
 """
 
 from __future__ import annotations

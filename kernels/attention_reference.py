@@ -14,8 +14,8 @@ from edgellm.kernels.reference import F32, rms_norm
 @dataclass
 class Cache:
     """One layer's buffers: key, value fp16 [kv_heads, capacity, head_dim] (keys rotated), position int32 [kv_heads,
-    capacity], score float32 [kv_heads, capacity, planes] (control.py). Slots [0, budget) are for committed tokens, slots
-    [budget, capacity) hold the last run's own."""
+    capacity], score float32 [kv_heads, capacity, planes] (control.py). Slots [0, budget) are for committed tokens,
+    slots from `budget` on hold the last run's own."""
 
     key: NDArray[np.float16]
     value: NDArray[np.float16]
@@ -46,16 +46,18 @@ def rotate(x: F32, cos: F32, sin: F32) -> F32:
 def importance(cache: Cache, c: Control, head: int) -> NDArray[np.float32]:
     """What a KV head's tokens are ranked by, [capacity]: their position (WINDOW), or their score."""
     if c.policy == WINDOW:
-        return cache.position[head].astype(np.float32)
+        position: NDArray[np.float32] = cache.position[head].astype(np.float32)
+        return position
     score = cache.score[head]
     paid = score[:, ATTENTION] + score[:, OLDER] if c.queries else score[:, ATTENTION]
-    ranked = paid * score[:, NORM] if c.norm else paid
-    return np.where(np.isnan(ranked), -np.inf, ranked).astype(np.float32)
+    ranked: NDArray[np.float32] = paid * (score[:, NORM] if c.norm else np.float32(1))
+    ranked[np.isnan(ranked)] = -np.inf
+    return ranked
 
 
 def evicted(cache: Cache, c: Control, head: int, slots: list[int]) -> set[int]:
-    """Those of a KV head's `slots` that go so that `budget` are left: the least important of those that are neither sinks
-    nor recent; of equals, the oldest."""
+    """Those of a KV head's `slots` that go so that `budget` are left: the least important of those that are neither
+    sinks nor recent; of equals, the oldest."""
     position, rank = cache.position[head], importance(cache, c, head)
     newest = max(position[slot] for slot in slots)
     recent = c.recent if c.policy != WINDOW else 0
@@ -66,9 +68,9 @@ def evicted(cache: Cache, c: Control, head: int, slots: list[int]) -> set[int]:
 def commit(cache: Cache, control: NDArray[np.int64]) -> int:
     """Move the last run's accepted tokens to the committed ones; returns how many tokens are committed then.
 
-    control: one Control. Where all fit, they follow the committed ones in order. Where not, each KV head by itself keeps
-    `budget` of both (see `evicted`), and a token that stays but lies at or behind slot `budget` moves, in order, to the
-    first slot whose token goes or that is free. Raises ValueError with FULL then.
+    control: one Control. Where all fit, they follow the committed ones in order. Where not, each KV head by itself
+    keeps `budget` of both (see `evicted`), and a token that stays but lies at or behind slot `budget` moves, in order,
+    to the first slot whose token goes or that is free. Raises ValueError with FULL then.
     """
     c = Control(*control.tolist())
     slots = [*range(c.committed), *range(c.staged, c.staged + c.accepted)]
@@ -111,7 +113,7 @@ def pruned_kv_attention(
     scale: float, window: int = 0, softcap: float = 0.0,
     q_norm: F32 | None = None, k_norm: F32 | None = None, epsilon: float = 0.0,
 ) -> F32:  # fmt: skip
-    """PrunedKVAttention: commit the last run's accepted tokens, stage these T, attend, score; the cache changes in place.
+    """PrunedKVAttention: commit the last run's accepted tokens, stage these T, attend and score, all in the cache.
 
     qkv [T, (heads + 2*kv_heads) * head_dim], a token's query heads, then its keys, then its values; cos and sin
     [T, rotary/2], positions [T] -> y [T, heads*head_dim]. q_norm and k_norm [head_dim], where the model has them, norm

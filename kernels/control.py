@@ -21,15 +21,16 @@ class Control(NamedTuple):
     """One layer's row, int64, in this order (kernels/cpu/operators.h has it too). Tokens are counted, slots are places.
 
     committed: slots [0, committed) hold tokens. accepted: how many of the last run's tokens stay, its first ones, which
-    lie from slot `staged` on. budget: the most tokens that are committed from now on; this run stages from that slot on.
+    lie from slot `staged` on. budget: the most tokens that are committed from now on; this run stages behind them.
     sinks: positions below it are never evicted (StreamingLLM, arXiv 2309.17453). policy: FULL, WINDOW or SCORE.
 
-    With SCORE: recent: so many of the newest positions (those above the newest one less `recent`) are not evicted either. counted: attention of this run's first
-    `counted` tokens is added to the scores; drafts, which may be rejected, come after them. forget: millionths of a
-    score that stay with every later query: a million is H2O (arXiv 2306.14048), between is A2SF (arXiv 2407.20485), 0 is
-    TOVA (arXiv 2401.06104). queries: only attention of about so many last queries counts (0: of all): windows end where
-    position + 1 - anchor divides by it, and this one and the one before count (Scissorhands, arXiv 2305.17118); 0 <=
-    anchor < queries. heads: a number of HEADS. norm: 1 to multiply by the value's l1 norm (VATP, arXiv 2406.12335).
+    With SCORE: recent: positions above the newest one less `recent` are not evicted either. counted: attention of this
+    run's first `counted` tokens is added to the scores; drafts, which may be rejected, come after them and leave none.
+    forget: millionths of a score that stay with every later query: a million is H2O (arXiv 2306.14048), between is A2SF
+    (arXiv 2407.20485), 0 is TOVA (arXiv 2401.06104). queries: only attention of about so many last queries counts (0:
+    of all): windows end where position + 1 - anchor divides by it, and this one and the one before count (Scissorhands,
+    arXiv 2305.17118); 0 <= anchor < queries. heads: a number of HEADS. norm: 1 to multiply by the value's l1 norm
+    (VATP, arXiv 2406.12335).
     """
 
     committed: int

@@ -1,5 +1,7 @@
 """The meaning of every operator in NumPy: slow, obvious, the oracle of all tests. Every implementation equals these.
 
+PrunedKVAttention is in attention_reference.py, DecoderLayer in layer_reference.py.
+
 Operators of domain "edgellm", version 4. x and y are float32; weights are packed tiles (layout.py).
 """
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from edgellm.kernels.control import SCORE, Control, control_of
 from edgellm.runtime.kv_policy import KVPolicy
 
-
 COLUMN = {name: number for number, name in enumerate(Control._fields)}
 
 
@@ -20,8 +19,8 @@ class Cursor:
     `places[layer]` on. A run first commits what the previous one staged, then stages its own.
 
     budgets: the most committed tokens a layer from the next run on; above the policy's while a prompt is read whole.
-    fed: tokens of the sequence. votes: queries counted in the open window and in the one before, each at its weight now.
-    anchor: see Control.
+    fed: tokens of the sequence. votes: queries counted in the open window and in the one before, each at its weight
+    now. anchor: see Control.
     """
 
     policy: KVPolicy

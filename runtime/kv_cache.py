@@ -51,9 +51,7 @@ class KVCache:
             kept.append((score[..., ATTENTION] + older).sum(axis=1, dtype=np.float64) / paid)
         return float(np.mean(kept))
 
-    def run(
-        self, ids: NDArray[np.int64], rows: NDArray[np.int64], counted: int | None = None
-    ) -> NDArray[np.float32]:
+    def run(self, ids: NDArray[np.int64], rows: NDArray[np.int64], counted: int | None = None) -> NDArray[np.float32]:
         """Append ids [T], at most `staging`; logits [R, V] of `rows`.
 
         counted: the attention of so many first tokens counts for the scores; by default of all. Drafts come after them.
@@ -99,9 +97,8 @@ class KVCache:
         from edgellm.runtime.prompt_cache import Facts, write_prompt_cache  # late: few sessions need safetensors
 
         cursor, layout = self._cursor, self._usual
-        facts = Facts(
-            model, str(layout.policy), list(layout.budgets), cursor.committed, cursor.staged, list(cursor.votes), cursor.anchor
-        )
+        place = cursor.committed, cursor.staged, list(cursor.votes), cursor.anchor
+        facts = Facts(model, str(layout.policy), list(layout.budgets), *place)
         filled = {name: self.backend.read_slots(name, cursor.slots(layer)) for layer, name, _ in layout.filled()}
         write_prompt_cache(path, facts, tokens, filled)
 

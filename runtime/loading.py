@@ -31,9 +31,10 @@ def load(
 ) -> Session:
     """Load a bundle from its folder.
 
-    kv: "full", "vatp:512", … (edgellm.runtime.kv_policy.parse_kv) instead of the bundle's policy. threads: default, the physical cores this process may
-    use. verify: hash the weights too. manifest: taken as it is and no file is checked (export, before it writes one).
-    Raises BundleError for anything wrong with the files, UsageError for arguments, EdgellmError for the library.
+    kv: instead of the bundle's policy, as edgellm.runtime.kv_policy.parse_kv reads it: "full", "vatp:512", … threads:
+    default, the physical cores this process may use. verify: hash the weights too. manifest: taken as it is and no file
+    is checked (export, before it writes one). Raises BundleError for anything wrong with the files, UsageError for
+    arguments, EdgellmError for the library.
     """
     folder = Path(path)
     manifest = manifest or read_manifest(folder, verify)

@@ -31,8 +31,8 @@ TOKENS = "tokens"
 
 @dataclass(frozen=True)
 class Facts:
-    """Whose cache it is: Manifest.weights_sha256, the KV policy with all its settings (as in --kv) and a budget a layer;
-    and the cursor (tokens a layer, and as in Cursor)."""
+    """Whose cache it is: Manifest.weights_sha256, the KV policy with all its settings (as in --kv) and its budgets, one
+    a layer; and the cursor (committed tokens, a layer each; the others as in Cursor)."""
 
     model: str
     policy: str

@@ -116,8 +116,9 @@ class Session:
     ) -> NDArray[np.float32]:
         """Append ids [T] in chunks; logits [V] of the last token, or [T, V] of all.
 
-        Where the KV policy reads prompts whole, nothing is evicted before the run that comes next. Raises ContextError, before anything runs, when the sequence would pass `limit`; UsageError for no ids, or for
-        ids outside the vocabulary.
+        Where the KV policy reads prompts whole, nothing is evicted before the run that comes next. Raises ContextError,
+        before anything runs, when the sequence would pass `limit`; UsageError for no ids, or for ids outside the
+        vocabulary.
         """
         parts = list(self.chunks(ids, rows, progress))
         if rows == "all":

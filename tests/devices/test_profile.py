@@ -61,6 +61,7 @@ def test_a_budget_is_cut_to_the_models_context() -> None:
     assert Recipe(kv="full").kv_for(2048) == "full"
     assert Recipe(kv="full:4096").kv_for(2048) == "full:2048"
     assert Recipe(kv="window:512").kv_for(2048) == "window:512"
+    assert Recipe(kv="vatp:512,sinks=4").kv_for(256) == "vatp:256,sinks=4"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Eviction by score: every policy, budget, chunking and GQA ratio against the reference, and the rules by themselves."""
+"""Eviction by score: every policy, budget, chunking and GQA ratio against the reference; the rules by themselves."""
 
 from __future__ import annotations
 
@@ -171,18 +171,19 @@ def test_rejected_drafts_leave_no_trace(name: str) -> None:
     layers = [Layer(4, 2, 16, 40, np.random.default_rng(2), planes=policy.planes) for _ in "ab"]
     budget = 30 if policy.policy == FULL else 10
     inputs = [layers[0].inputs(5, start) for start in (0, 5, 6, 7)]
-    runs = [[layers[0].both(inputs[0], policy._replace(staged=budget, budget=budget, counted=5 if policy.planes else 0))]]
-    layers[1].both(inputs[0], policy._replace(staged=budget, budget=budget, counted=5 if policy.planes else 0))
+    runs: list[list[np.ndarray]] = []
+    for layer in layers:
+        layer.both(inputs[0], policy._replace(staged=budget, budget=budget, counted=5 if policy.planes else 0))
     for layer, tokens in zip(layers, (5, 1), strict=True):
         runs.append([])
         committed, accepted = 0, 5
-        for given in inputs[1:]:
+        for later in inputs[1:]:
             control = policy._replace(
                 committed=committed, accepted=accepted, staged=budget, budget=budget, counted=1 if policy.planes else 0
             )
-            runs[-1].append(layer.both([x[:tokens] for x in given], control)[0][:1])
+            runs[-1].append(layer.both([x[:tokens] for x in later], control)[0][:1])
             committed, accepted = min(budget, committed + accepted), 1
-    for one, other in zip(runs[1], runs[2], strict=True):
+    for one, other in zip(runs[0], runs[1], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     for buffer in ("key", "value", "position", "score"):
         one, other = (getattr(layer.cache, buffer)[:, : budget + 1] for layer in layers)
@@ -195,12 +196,11 @@ def test_chunks_leave_the_scores_of_one_run() -> None:
         scores = []
         for chunks in ([12], [1] * 12, [5, 4, 3]):
             layer = Layer(4, 2, 16, 32, np.random.default_rng(3), planes=policy.planes)
-            inputs, at = layer.inputs(12, 0), 0
+            inputs, at, before = layer.inputs(12, 0), 0, 0
             for steps in chunks:
                 counted = steps if policy.planes else 0
-                control = policy._replace(committed=0, accepted=0, staged=20, budget=20, counted=counted)
-                if at:
-                    control = control._replace(committed=at - before, accepted=before)
+                control = policy._replace(staged=20, budget=20, counted=counted)
+                control = control._replace(committed=at - before, accepted=before)
                 layer.both([x[at : at + steps] for x in inputs], control)
                 at, before = at + steps, steps
             order = [layer.cache.score[:, slot] for slot in range(at - before)]

@@ -14,7 +14,7 @@ import pytest
 from edgellm.export.pack import pack
 from edgellm.kernels import reference, sample_reference
 from edgellm.kernels.attention_reference import Cache, pruned_kv_attention
-from edgellm.kernels.control import Control, SCORE, WINDOW
+from edgellm.kernels.control import SCORE, WINDOW, Control
 from edgellm.kernels.layout import Format
 from tests.conftest import ROOT
 from tests.kernels.operators import random_matrix

@@ -99,9 +99,9 @@ class FakeBackend:
     """After token t at position p comes (5t + 3p + 1) mod 251, or what `script` says for p; `second` is next likely.
 
     It keeps the operator's rules: a run has at most `staging` tokens, commits at most what the last one staged, and
-    full attention never runs out of room. `runs` records (ids, positions, rows, control of the last layer). Its cache has
-    real slots, moved by the reference's commit(), a key being its token's id; `seen` is what the last run's last token
-    attends to. Every query pays all it has to `liked` tokens, if any is seen.
+    full attention never runs out of room. `runs` records (ids, positions, rows, control of the last layer). Its cache
+    has real slots, moved by the reference's commit(), a key being its token's id; `seen` is what the last run's last
+    token attends to. Every query pays all it has to `liked` tokens, if any is seen.
     """
 
     kv_bytes = 4096

@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from edgellm.kernels import read_bandwidth
 from edgellm.runtime import benchmark
 from edgellm.runtime.cache import CacheLayout
-from edgellm.runtime.kv_policy import parse_kv
 from edgellm.runtime.cli import main
+from edgellm.runtime.kv_policy import parse_kv
 from edgellm.runtime.roofline import kv_read_bytes, manifest_weight_bytes, weight_bytes
 from tests.bundles import make_bundle
 from tests.runtime.fakes import STOP, FakeBackend, make_session

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.kernels.control import Control
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.cursor import Cursor
-from edgellm.runtime.errors import UsageError
-from edgellm.runtime.kv_policy import KVPolicy, parse_kv
+from edgellm.runtime.kv_policy import parse_kv
 
 
 def test_layout_counts_its_bytes() -> None:

@@ -137,7 +137,9 @@ def test_files_hold_scores_and_a_cache_goes_on_from_them(tmp_path: Path, kv: str
     assert restored.runs[-1][3] == backend.runs[-1][3]
 
 
-@pytest.mark.parametrize("ours", [f"h2o:11,{SMALL}", "h2o:10,sinks=3,recent=4", f"vatp:10,{SMALL}", "full", "window:10"])
+@pytest.mark.parametrize(
+    "ours", [f"h2o:11,{SMALL}", "h2o:10,sinks=3,recent=4", f"vatp:10,{SMALL}", "full", "window:10"]
+)
 def test_files_of_another_policy_are_refused(tmp_path: Path, ours: str) -> None:
     session, _ = make_session(kv=f"h2o:10,{SMALL}")
     session.prefill(PROMPT)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgellm.runtime import load
 from edgellm.kernels.control import FIELDS
+from edgellm.runtime import load
 from edgellm.runtime.cache import CacheLayout
-from edgellm.runtime.kv_policy import parse_kv
 from edgellm.runtime.chat import Chat, freeze
 from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
+from edgellm.runtime.kv_policy import parse_kv
 from edgellm.runtime.manifest import parse
 from edgellm.runtime.onnx_backend import OnnxBackend, cache_buffers
 from edgellm.runtime.schema import Manifest

@@ -36,7 +36,12 @@ def test_only_the_slots_in_use_are_written(tmp_path: Path) -> None:
     metadata = safe_open(path, framework="np").metadata()
     assert (metadata["format"], metadata["version"]) == ("edgellm prompt cache", "2")
     facts = json.loads(metadata["facts"])
-    assert (facts["policy"], facts["budgets"], facts["committed"], facts["staged"]) == ("full:64", [64] * 2, [16] * 2, 4)
+    assert (facts["policy"], facts["budgets"], facts["committed"], facts["staged"]) == (
+        "full:64",
+        [64] * 2,
+        [16] * 2,
+        4,
+    )
     assert [path] == list(tmp_path.iterdir())
 
 

@@ -39,7 +39,12 @@ def test_window_control_stops_at_the_budget() -> None:
     session, backend = make_session(kv="window:10")
     session.prefill(list(range(20)))
     session.step(7)
-    assert controls(backend) == [(0, 0, 10, 10, 4, 1), (0, 8, 10, 10, 4, 1), (8, 8, 10, 10, 4, 1), (10, 4, 10, 10, 4, 1)]
+    assert controls(backend) == [
+        (0, 0, 10, 10, 4, 1),
+        (0, 8, 10, 10, 4, 1),
+        (8, 8, 10, 10, 4, 1),
+        (10, 4, 10, 10, 4, 1),
+    ]
 
 
 def test_logits_of_every_token() -> None:
