@@ -49,7 +49,7 @@ class KVCache:
             score = self.backend.read_slots(f"score.{layer}", cursor.slots(layer))
             older = score[..., OLDER] if policy.queries else 0.0
             kept.append((score[..., ATTENTION] + older).sum(axis=1, dtype=np.float64) / paid)
-        return float(np.mean(kept))
+        return min(1.0, float(np.mean(kept)))
 
     def run(self, ids: NDArray[np.int64], rows: NDArray[np.int64], counted: int | None = None) -> NDArray[np.float32]:
         """Append ids [T], at most `staging`; logits [R, V] of `rows`.
