@@ -25,11 +25,11 @@ class Cursor:
 
     policy: KVPolicy
     layers: int
-    committed: list[int] = field(default_factory=list)
+    committed: list[int] = field(init=False)
     staged: int = 0
     fed: int = 0
-    budgets: list[int] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+    budgets: list[int] = field(init=False)
+    places: list[int] = field(init=False)
     votes: tuple[float, float] = (0.0, 0.0)
     anchor: int = 0
 
