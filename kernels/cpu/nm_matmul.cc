@@ -18,8 +18,8 @@ namespace {
 constexpr int kRowBlock = 128;          // rows that share an unpacked tile; instruction sets multiply four or more at once
 constexpr size_t kFilePage = 4096;      // tensors begin on one
 constexpr size_t kPrefetched = 1 << 14;
-constexpr size_t kPartBytes = 1 << 15;  // weight bytes times rows worth a part
-constexpr size_t kMostParts = 64;
+constexpr size_t kPartBytes = 1 << 13;  // weight bytes times rows worth a part: the last ones end together
+constexpr size_t kMostParts = 128;
 
 // acc[row][out] for rows [first, first + count) of one panel, every tile unpacked once for all of them.
 void unpacked_panel(const Format& f, const uint8_t* panel, const Rows& x, int64_t first, int count, float* acc,
