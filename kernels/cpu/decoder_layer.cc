@@ -1,7 +1,7 @@
 // DecoderLayer:  a = x + [post] o( attend( qkv( norm(x) ) ) ),  y = a + [post] down( act(gate) * up ( norm(a) ) )
 //
-// A token's products are short: waking the pool for each and returning through ONNX Runtime cost a fifth of a small
-// model's time. Here few rows pass through all of them in one visit to the pool (phases.h); many rows go product by
+// A token's products are short: waking the pool for each and returning through ONNX Runtime cost SmolLM2 6 to 9 % of its
+// decoding speed (AVX2, two threads). Here few rows pass through all of them in one visit to the pool (phases.h); many rows go product by
 // product. Each does what NMMatMul and PrunedKVAttention do, to the same bits.
 #include "kernels/cpu/decoder_layer.h"
 

@@ -13,7 +13,7 @@
 namespace edgellm {
 
 constexpr int kMostPhases = 8;
-constexpr int kAwake = 4096;  // looks at the counter, some 50 us, before a waiting thread offers its core to others
+constexpr int kAwake = 4096;  // looks at the counter before a waiting thread offers its core to others
 
 inline void rest() {
 #if defined(__x86_64__)
