@@ -56,7 +56,8 @@ class Layer:
         expected = pruned_kv_attention(
             *inputs, rows[1], cache, scale, self.window, self.softcap, *(self.norms or (None, None)), 1e-5
         )
-        np.testing.assert_allclose(got[1].astype(np.float32), cache.key.astype(np.float32), atol=2e-3)
+        # Both round to half precision after float32 arithmetic in another order: they may part by one step.
+        np.testing.assert_allclose(got[1].astype(np.float32), cache.key.astype(np.float32), rtol=2**-10, atol=2e-3)
         np.testing.assert_array_equal(got[2], cache.value)
         np.testing.assert_array_equal(got[3], cache.position)
         np.testing.assert_allclose(got[4], cache.score, rtol=5e-3, atol=2e-3)
