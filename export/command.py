@@ -14,6 +14,7 @@ from rich.table import Table
 
 from edgellm.devices.profile import HOST, Device
 from edgellm.export.config import RECOVER, ExportConfig, Sparsity
+from edgellm.export.distill import parse
 from edgellm.export.estimate import Estimate
 from edgellm.export.fit import size
 from edgellm.export.pipeline import export
@@ -48,21 +49,27 @@ Examples:
               help="Text, JSON list or JSON lines. Default: the dense model writes its own.")  # fmt: skip
 @click.option("--recover", type=click.Choice(RECOVER), default=ExportConfig.recover, show_default=True,
               help="What wins back the loss below 8 bits and of pruning: sparsegpt lets later weights make good what "
-                   "earlier ones lost; none searches scales only.")  # fmt: skip
+                   "earlier ones lost; distill also trains them towards the dense model; none searches scales "
+                   "only.")  # fmt: skip
+@click.option("--distill", metavar="LIST", default=",".join(ExportConfig.distill), show_default=True,
+              help="With --recover distill: coarse (soft labels, final states), fine (states after every block, and "
+                   "training block by block first), self (the student's own average).")  # fmt: skip
+@click.option("--recover-minutes", type=float, default=ExportConfig.recover_minutes, show_default=True,
+              help="With --recover distill: time for training the whole model; 0: block by block only.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the text the model writes itself.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is a bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 def command(
     source: Path, out: Path, device_name: str, sparsity: str | None, scope: str, bits: str | None,
-    head_bits: str | None, kv: str | None, calibration: Path | None, recover: str, seed: int, force: bool,
-    as_json: bool,
+    head_bits: str | None, kv: str | None, calibration: Path | None, recover: str,
+    distill: str, recover_minutes: float, seed: int, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle: SOURCE is a Hugging Face folder or a .gguf file, OUT the bundle's folder."""
     device = find_device(device_name)
     config = ExportConfig(
         source, out, Sparsity.parse(sparsity or device.recipe.sparsity), scope,
         int(bits) if bits else device.recipe.bits, int(head_bits) if head_bits else None, kv, calibration, seed, force,
-        recover, device,
+        recover, device, parse(distill), recover_minutes,
     )  # fmt: skip
     started = time.perf_counter()
     console = Console(stderr=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from edgellm.devices.host import detect
 from edgellm.devices.profile import Device
 from edgellm.export.architectures import Architecture, role
+from edgellm.export.distill import GRANULARITIES
 from edgellm.export.prune import METHODS, SCOPES, SWEPT, axis
 from edgellm.kernels.layout import Format
 from edgellm.runtime.errors import EdgellmError, UsageError
@@ -16,9 +17,11 @@ from edgellm.runtime.kv_policy import KVPolicy, parse_kv
 # Inputs a scale when weights are rounded here. Dense ones at 4 bits get a minimum too, 4.5 bits a weight in all: groups
 # of 32 without one cost the same and lose a quarter more (SmolLM2). 8.25 bits, and 3.25 for 2:4 at 4, have none.
 GROUP = 64
-RECOVER = ("none", SWEPT)
+DISTILL = "distill"
+RECOVER = ("none", SWEPT, DISTILL)
 HELD_OUT = 4  # sequences for perplexity and parity, never used to calibrate
 FROM_FILE = (64, 512)  # sequences and tokens each that calibrate: 32k tokens
+TO_DISTILL = 320  # of the file's sequences that the whole model learns from; FROM_FILE calibrate its blocks
 SELF_WRITTEN = (32, 256)  # the dense model's own text costs a forward pass a token
 ROUNDED = 8  # bits of what is neither stored in a form that a tile can hold nor asked for in another width
 
@@ -58,7 +61,9 @@ class ExportConfig:
     """One export. bits None: keep what the file stores where a tile can hold it, round the rest to 8 bits.
 
     recover: what wins back the loss: "sparsegpt" (errors are corrected by what is rounded after them, wherever weights
-    are pruned or rounded below 8 bits) | "none" (scales are searched, no more).
+    are pruned or rounded below 8 bits) | "distill" (that, and then trained towards the dense model at the granularities
+    `distill`: block by block where "fine" is one, and for about recover_minutes as a whole) | "none" (scales are
+    searched, no more).
     head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: the
     bundle's default, as edgellm.runtime.kv_policy.parse_kv reads it; None: the device's. seed: of the text the model
     writes itself when calibration is None. device: what the bundle must fit.
@@ -76,6 +81,8 @@ class ExportConfig:
     force: bool = False
     recover: str = SWEPT
     device: Device = field(default_factory=detect)
+    distill: tuple[str, ...] = GRANULARITIES
+    recover_minutes: float = 20.0
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -85,7 +92,14 @@ class ExportConfig:
                 raise UsageError(f"{name} is {bits}", "Use 4 or 8.")
         if self.recover not in RECOVER:
             raise UsageError(f'recover "{self.recover}" is unknown', f"Use {' or '.join(RECOVER)}.")
-        if self.sparsity.method == SWEPT and self.recover != SWEPT:
+        if not 0 <= self.recover_minutes < float("inf"):
+            raise UsageError(f"{self.recover_minutes} minutes to recover", "Use 0, for blocks only, or more.")
+        if self.recover == DISTILL and not self.recover_minutes and "fine" not in self.distill:
+            raise UsageError(
+                "0 minutes to recover leave blocks only, the fine granularity, and --distill leaves that out",
+                "Add fine, or give minutes.",
+            )
+        if self.sparsity.method == SWEPT and self.recover == "none":
             raise UsageError(
                 f"{self.sparsity} chooses its mask while it updates weights, and --recover {self.recover} updates none",
                 "Leave --recover out, or use dass, wanda or magnitude.",
@@ -103,6 +117,21 @@ class ExportConfig:
         return self.recover != "none" and (self._coarse or self.sparsity.method != "none")
 
     @property
+    def distills(self) -> bool:
+        """Whether what was corrected is then trained."""
+        return self.recover == DISTILL and self.updates
+
+    @property
+    def trains_blocks(self) -> bool:
+        """Whether blocks are trained one by one, before the whole."""
+        return self.distills and "fine" in self.distill
+
+    @property
+    def trains_whole(self) -> bool:
+        """Whether the whole model is trained."""
+        return self.distills and self.recover_minutes > 0
+
+    @property
     def _coarse(self) -> bool:
         return 4 in (self.bits, self.head_bits)
 
@@ -117,6 +146,8 @@ class ExportConfig:
     def text_shape(self, context: int) -> tuple[int, int]:
         """(sequences, tokens each) of the text to get: HELD_OUT to measure with, the rest to calibrate on."""
         sequences, length = FROM_FILE if self.calibration else SELF_WRITTEN
+        if self.calibration and self.distills:
+            sequences = TO_DISTILL
         return HELD_OUT + (sequences if self.calibrates else 0), min(length, context)
 
     def prunes(self, name: str) -> bool:

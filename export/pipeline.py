@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgellm.export.block_recovery import Goal
 from edgellm.export.calibrate import calibration_ids
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
 from edgellm.export.compress import Read, compress, compress_layer, read_by_head
-from edgellm.export.config import HELD_OUT, ExportConfig
+from edgellm.export.config import FROM_FILE, HELD_OUT, ExportConfig
 from edgellm.export.decoder import load_block, perplexity, propagate
 from edgellm.export.estimate import Estimate, estimate
 from edgellm.export.facts import describe
@@ -22,9 +23,10 @@ from edgellm.export.fit import refuse_unfit
 from edgellm.export.graph import decoder_graph
 from edgellm.export.journal import fingerprint
 from edgellm.export.nodes import DATA, Placed
-from edgellm.export.pack import interleave, pack, stack
+from edgellm.export.pack import pack
 from edgellm.export.packed_source import PackedSource
-from edgellm.export.plan import QKV, one_format, planned_format
+from edgellm.export.plan import QKV, joined, planned_format
+from edgellm.export.recover import check_memory, recover_whole
 from edgellm.export.self_written import write_text
 from edgellm.export.verify import parity, prompts_from
 from edgellm.export.vocabulary import embed, head_name, slabs
@@ -87,6 +89,7 @@ def export(
     config.check(arch)
     checkpoint.tokenizer_json()
     policy = config.policy(arch.context)
+    check_memory(arch, config)
     expected = estimate(checkpoint, config)
     announce(expected)
     refuse_unfit(checkpoint, config, expected, unwritten.nbytes)
@@ -98,7 +101,8 @@ def export(
         # 2. Text: to calibrate on, and a held-out rest to measure with.
         text, calibration = _text(writing, progress)
         # 3. Embedding and head, then layer by layer: calibrate, prune, quantize, pack. One block in memory at a time.
-        _matrices(writing, calibration, progress)
+        _matrices(writing, calibration[: FROM_FILE[0]], progress)
+        steps = recover_whole(config, checkpoint, bundle, calibration, partial(progress, "distilling"))
         # 4. The graph around the packed weights, and what text needs.
         bundle.write("model.onnx", decoder_graph(arch, writing.placed).SerializeToString())
         write_tokenizer(bundle.write, checkpoint.tokenizer_json())
@@ -106,6 +110,7 @@ def export(
             bundle.write("chat_template.jinja", checkpoint.chat_template.encode())
         # 5. Measure: the bundle itself on the device runtime, against torch with the same weights and the dense model.
         facts = describe(config, checkpoint, writing.placed, policy, bundle.facts())
+        facts["recipe"]["distill_steps"] = steps
         facts["parity"], facts["quality"] = _measure(writing, facts, text, progress)
         # 6. Only now may it be found.
         bundle.commit(facts)
@@ -148,33 +153,34 @@ def _matrices(writing: _Writing, calibration: Tensor, progress: Progress) -> Non
     progress("embedding", 1, 1)
     done = sum(f"layers.{layer}.gate_up" in kept for layer in range(arch.layers))
     x = embed(arch, writing.packed, calibration) if writing.config.calibrates and done < arch.layers else None
+    goal = Goal.of(arch, writing.checkpoint, calibration) if writing.config.trains_blocks and x is not None else None
     for layer in range(arch.layers):
         progress("layers", layer, arch.layers)
         if layer >= done:
-            x = _layer(writing, layer, x)
+            x = _layer(writing, layer, x, goal)
             bundle.keep()
         elif x is not None:  # through the layer as it was packed: the very states that came out of it then
             x = propagate(arch, layer, load_block(arch, writing.packed, layer), x)
+            if goal is not None:
+                goal.move_on(arch, layer, load_block(arch, writing.checkpoint, layer))
     progress("layers", arch.layers, arch.layers)
     if "norm" not in kept:
         writing.vector("norm", ["norm"])
         bundle.keep()
 
 
-def _layer(writing: _Writing, layer: int, x: Tensor | None) -> Tensor | None:
-    found, x = compress_layer(writing.config, writing.checkpoint, layer, x)
+def _layer(writing: _Writing, layer: int, x: Tensor | None, goal: Goal | None) -> Tensor | None:
+    found, x = compress_layer(writing.config, writing.checkpoint, layer, x, goal)
     at = f"layers.{layer}"
     vectors = writing.checkpoint.architecture.vectors
-    joined = {"qkv": stack([found[role] for role in QKV])} if one_format(found[role].format for role in QKV) else {}
-    biases = [f"{role}_bias" for role in QKV if joined and f"{role}_bias" in vectors]
+    matrices = joined(found)
+    biases = [f"{role}_bias" for role in QKV if "qkv" in matrices and f"{role}_bias" in vectors]
     if biases:
         writing.vector(f"{at}.qkv_bias", [f"{at}.{bias}" for bias in biases])
     for role in (role for role in vectors if role not in biases):
         writing.vector(f"{at}.{role}", [f"{at}.{role}"])
-    # In the order of a token's reading: kernels prefetch what lies behind.
-    joined["gate_up"] = interleave(found["gate"], found["up"])
-    for role in (("qkv",) if "qkv" in joined else QKV) + ("o", "gate_up", "down"):
-        writing.matrix(f"{at}.{role}", joined.get(role) or found[role])
+    for role, matrix in matrices.items():
+        writing.matrix(f"{at}.{role}", matrix)
     return x
 
 

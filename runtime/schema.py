@@ -36,8 +36,9 @@ class Model:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the weights were made: "dass:2:4" or "none", "mlp" or "all", 4 | 8 or "as stored"; recover: "sparsegpt" or
-    "none", and "none" for bundles of 0.1.0's first days, which do not say."""
+    """How the weights were made: "dass:2:4" or "none", "mlp" or "all", 4 | 8 or "as stored"; recover:
+    "sparsegpt", "distill" or "none", and "none" for bundles of 0.1.0's first days, which do not say; distill_steps: of the
+    whole model's training."""
 
     source: str
     sparsity: str
@@ -46,6 +47,7 @@ class Recipe:
     head_bits: int | str
     calibration: str | None
     recover: str = "none"
+    distill_steps: int = 0
 
 
 @dataclass(frozen=True)
