@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from tests.benchmarks.risk import __main__ as risk
 from tests.benchmarks.risk import losses, metrics, model
 from tests.benchmarks.risk.data import PRE_SERVICE, TARGET, read, split
-from tests.benchmarks.risk.model import Mlp, Teaching, scorer, train, write_onnx
+from tests.benchmarks.risk.model import Lesson, Mlps, Teaching, scorer, train, write_onnx
 
 
 def table(file: Path, rows: int = 900) -> Path:
@@ -52,14 +52,17 @@ def test_losses_are_their_formulas() -> None:
     s, t = torch.randn(2, 6, generator=generator)
     own, told = torch.randn(2, 6, 8, generator=generator)
     y = torch.tensor([1.0, 0, 0, 1, 0, 0])
-    w = losses.row_weights(y, torch.ones(6, dtype=torch.bool), True)
-    assert w.tolist() == pytest.approx([math.sqrt(2), 1, 1, math.sqrt(2), 1, 1])
+    assert losses.default_weight(y) == pytest.approx(math.sqrt(2))
+    assert losses.default_weight(torch.eye(1, 500)[0]) == 10
+    w = 1 + (math.sqrt(2) - 1) * y
     p, q = (t / 2).sigmoid(), (s / 2).sigmoid()
     each = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-    assert float(losses.soft(s, t, w)) == pytest.approx(float(4 * (w * each).mean()), rel=1e-4)
-    known = torch.tensor([True, False, True, False, False, False])
+    both = torch.stack([s, t])  # two students: the second says what the teacher says
+    assert losses.soft(both, t, w).tolist() == pytest.approx([float(4 * (w * each).mean()), 0], rel=1e-4, abs=1e-6)
     entropy = -(y * s.sigmoid().log() + (1 - y) * (1 - s.sigmoid()).log())
-    assert float(losses.supervised(s, y, w, known)) == pytest.approx(float((w * entropy)[known].mean()), rel=1e-4)
+    assert float(losses.supervised(both, y, w)[0]) == pytest.approx(float((w * entropy).mean()), rel=1e-4)
+    aligned = losses.feature(torch.stack([own, 2 * told]), told)
+    assert aligned.tolist() == pytest.approx([float((1 - torch.cosine_similarity(own, told)).mean()), 0], abs=1e-6)
 
     def likeness(states: torch.Tensor, d: int) -> torch.Tensor:
         others = [j for j in range(6) if j != d]
@@ -68,9 +71,11 @@ def test_losses_are_their_formulas() -> None:
 
     expected = np.mean([float((a * (a / b).log()).sum()) for d in (0, 3)
                         for a, b in [(likeness(told, d), likeness(own, d))]])  # fmt: skip
-    assert float(losses.fine(own, told, y == 1)) == pytest.approx(expected, rel=1e-4)
-    assert float(losses.fine(own, told, torch.zeros(6, dtype=torch.bool))) == 0
-    assert float(losses.own_average(s, s)) == pytest.approx(0, abs=1e-7)
+    assert losses.fine(torch.stack([own, told]), told, y == 1).tolist() == pytest.approx(
+        [expected, 0], rel=1e-4, abs=1e-6
+    )
+    assert losses.fine(own[None], told, torch.zeros(6, dtype=torch.bool)).tolist() == [0]
+    assert losses.own_average(both, both).tolist() == pytest.approx([0, 0], abs=1e-7)
 
 
 def test_a_student_with_few_labels_learns_from_the_teachers_word(
@@ -79,31 +84,46 @@ def test_a_student_with_few_labels_learns_from_the_teachers_word(
     monkeypatch.setattr(model, "STEPS", 200)
     known, validation, test = split(read(table(tmp_path / "t.csv", 3000)), 0)
     x, y = torch.from_numpy(known.pre_service), torch.from_numpy(known.default)
-    few = torch.zeros(len(y), dtype=torch.bool)
-    few[:20] = True
     logits = 8 * (torch.from_numpy(known.in_service[:, 8:]).mean(1) - 1.6)  # a teacher that knows
-    reached = []
-    for granularities in ((), ("soft",)):
+    torch.manual_seed(0)
+    told = Teaching(x, y, torch.arange(20), logits, logits[:, None])
+    check = torch.from_numpy(validation.pre_service), validation.default
+    students = train(Mlps(known.pre_service, 2), told, [Lesson(), Lesson(("soft",))], check, 0)
+    scores = students(torch.from_numpy(test.pre_service)).detach().numpy()
+    plain, taught = (metrics.auc(score, test.default) for score in scores)
+    assert taught > plain + 0.02
+
+
+def test_students_trained_beside_each_other_are_those_trained_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "STEPS", 250)
+    known, validation, _ = split(read(table(tmp_path / "t.csv")), 0)
+    x, y = torch.from_numpy(known.pre_service), torch.from_numpy(known.default)
+    told = Teaching(x, y, torch.arange(len(y)), torch.linspace(-2, 2, len(y)), torch.rand(len(y), 4))
+    lessons, check = [Lesson(), Lesson(("fine", "self"), True)], (x[:90], validation.default)
+    said = []
+    for group in (lessons, lessons[:1], lessons[1:]):
         torch.manual_seed(0)
-        told = Teaching(x, y, few, logits, logits[:, None], granularities)
-        student = train(Mlp(known.pre_service), told, (torch.from_numpy(validation.pre_service), validation.default), 0)
-        reached.append(metrics.auc(student(torch.from_numpy(test.pre_service)).detach().numpy(), test.default))
-    assert reached[1] > reached[0] + 0.02
+        said.append(train(Mlps(known.pre_service, len(group)), told, group, check, 0)(x).detach())
+    assert torch.allclose(said[0], torch.cat(said[1:]), atol=1e-4)
 
 
 def test_the_onnx_file_says_what_the_model_says(tmp_path: Path) -> None:
     columns = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32) * 1000
     torch.manual_seed(0)
-    student = Mlp(columns).eval()
-    write_onnx(student, tmp_path / "risk.onnx")
-    expected = student(torch.from_numpy(columns)).sigmoid().detach().numpy()
+    students = Mlps(columns, 2).eval()
+    with torch.no_grad():
+        students.last_bias[1] += 1
+    write_onnx(students, 1, tmp_path / "risk.onnx")
+    expected = students(torch.from_numpy(columns))[1].sigmoid().detach().numpy()
     assert np.allclose(scorer(tmp_path / "risk.onnx")(columns), expected, atol=1e-6)
 
 
 def test_the_table_has_every_student_and_its_difference_to_the_plain_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "STEPS", 20)
+    monkeypatch.setattr(model, "STEPS", 50)
     monkeypatch.setattr(risk, "FEW", 40)
     out = tmp_path / "risk.json"
     ran = CliRunner().invoke(risk.main, [str(table(tmp_path / "t.csv")), "--seeds", "2", "-o", str(out)])

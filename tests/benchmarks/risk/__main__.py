@@ -17,10 +17,11 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tests.benchmarks.risk.data import Rows, read, split
 from tests.benchmarks.risk.metrics import ap, auc, interval, ks
-from tests.benchmarks.risk.model import Mlp, Teaching, scorer, train, write_onnx
+from tests.benchmarks.risk.model import Lesson, Mlps, Teaching, scorer, train, write_onnx
 
 FEW = 400
 METRICS = {"auc": auc, "ks": ks, "ap": ap}
@@ -34,35 +35,40 @@ STUDENTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def measured(model: Mlp, rows: Rows, early: bool, folder: Path) -> dict[str, float]:
-    """The metrics of a model as its ONNX file scores the rows."""
-    write_onnx(model, folder / "risk.onnx")
-    score = scorer(folder / "risk.onnx")(rows.pre_service if early else rows.in_service)
-    return {name: metric(score, rows.default) for name, metric in METRICS.items()}
+LESSONS = [Lesson(names, reweight) for names in STUDENTS.values() for reweight in (False, True)]
+KINDS = [f"{name}/{weights}" for name in STUDENTS for weights in ("even", "weighted")]
 
 
-def one_seed(rows: Rows, seed: int, folder: Path) -> dict[str, dict[str, float]]:
-    """Metrics by "teacher", and by "labels/student/weights", such as "few/soft labels/even"."""
+def measured(
+    models: Mlps, k: int, columns: NDArray[np.float32], y: NDArray[np.float32], file: Path
+) -> dict[str, float]:
+    """The metrics of model k as ONNX Runtime scores these rows with its file."""
+    write_onnx(models, k, file)
+    score = scorer(file)(columns)
+    return {name: metric(score, y) for name, metric in METRICS.items()}
+
+
+def one_seed(rows: Rows, seed: int, file: Path) -> dict[str, dict[str, float]]:
+    """Metrics by "teacher", and by "labels/student/weights", such as "few/soft labels/even"; file: for ONNX files."""
     known, validation, test = split(rows, seed)
     y, late, x = (torch.from_numpy(part) for part in (known.default, known.in_service, known.pre_service))
-    every = torch.ones(len(y), dtype=torch.bool)
-    nobody = torch.zeros(len(y))
+    every = torch.arange(len(y))
     torch.manual_seed(seed)
-    alone = Teaching(late, y, every, nobody, nobody[:, None])
-    teacher = train(Mlp(known.in_service), alone, (torch.from_numpy(validation.in_service), validation.default), seed)
-    found = {"teacher": measured(teacher, test, False, folder)}
+    alone = Teaching(late, y, every, y, y[:, None])
+    check = torch.from_numpy(validation.in_service), validation.default
+    teacher = train(Mlps(known.in_service), alone, [Lesson()], check, seed)
+    found = {"teacher": measured(teacher, 0, test.in_service, test.default, file)}
     with torch.no_grad():
-        logits, states = teacher(late), teacher.states(late)
-    few = torch.zeros(len(y), dtype=torch.bool)
-    few[torch.from_numpy(np.random.default_rng(seed).choice(len(y), FEW, replace=False))] = True
+        states = teacher.states(late)
+        logits = teacher.logits(states)[0]
+    few = torch.from_numpy(np.random.default_rng(seed).choice(len(y), FEW, replace=False))
     check = torch.from_numpy(validation.pre_service), validation.default
-    for labels, mask in (("all", every), ("few", few)):
-        for name, granularities in STUDENTS.items():
-            for reweight in (False, True):
-                torch.manual_seed(seed)
-                told = Teaching(x, y, mask, logits, states, granularities, reweight)
-                student = train(Mlp(known.pre_service), told, check, seed)
-                found[f"{labels}/{name}/{'weighted' if reweight else 'even'}"] = measured(student, test, True, folder)
+    for labels, labelled in (("all", every), ("few", few)):
+        torch.manual_seed(seed)
+        told = Teaching(x, y, labelled, logits, states[0])
+        students = train(Mlps(known.pre_service, len(LESSONS)), told, LESSONS, check, seed)
+        for k, kind in enumerate(KINDS):
+            found[f"{labels}/{kind}"] = measured(students, k, test.pre_service, test.default, file)
     return found
 
 
@@ -76,7 +82,7 @@ def main(table: Path, seeds: int, output: Path) -> None:
     runs: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(seeds):
-            runs.append(one_seed(rows, seed, Path(folder)))
+            runs.append(one_seed(rows, seed, Path(folder) / "risk.onnx"))
             print(f"seed {seed}: {json.dumps(runs[-1]['all/plain/even'])}", file=sys.stderr, flush=True)
     facts: dict[str, Any] = {"table": table.name, "rows": len(rows.default), "seeds": seeds, "few": FEW, "kinds": []}
     for kind in runs[0]:
