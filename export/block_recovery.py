@@ -27,7 +27,7 @@ EPOCHS = 2  # over the text
 BATCHES_JUDGED = 4  # of TOKENS_AT_ONCE: whether a block has come nearer shows on a part of the text
 TOKENS_A_STEP = 512
 # Of Adam at the start, falling to none: of weights by their matrix's root mean square, and of scales by their own size.
-RATE, GRID_RATE = 4e-3, 1e-3
+RATE, GRID_RATE = 3e-3, 1e-3
 BETAS = (0.9, 0.95)
 
 
