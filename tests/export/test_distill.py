@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgellm.export.block_recovery import Goal, train_block
 from edgellm.export.checkpoint import open_checkpoint
 from edgellm.export.config import ExportConfig, Sparsity
 from edgellm.export.decoder import forward, load_block
+from edgellm.export.effort import effort
 from edgellm.export.end_to_end import Plan, Student, backward, train
 from edgellm.export.packed_source import PackedSource, read_placed
 from edgellm.export.pipeline import export
@@ -267,6 +269,11 @@ def test_minutes_are_steps_and_memory_is_told_before(
         for minutes in (1, 2)
     )
     assert long == pytest.approx(2 * short, abs=1)
+    wide, told = replace(arch, hidden=1024, ff=4096, layers=24), {}
+    for name, settings in {"updated": {"recover": "sparsegpt"}, "blocks": {"recover_minutes": 0}, "whole": {}}.items():
+        told[name] = effort(wide, replace(config(tiny_model, tmp_path / "x"), **settings), 0, cores=2)
+    assert told["updated"].seconds < told["blocks"].seconds < told["whole"].seconds - 59
+    assert told["updated"].memory_bytes < told["blocks"].memory_bytes < told["whole"].memory_bytes
     needed = whole_bytes(arch, config(tiny_model, tmp_path / "x"), 320, 256)
     assert needed > 5 * 4 * arch.parameters
     monkeypatch.setattr(recover, "available_bytes", lambda: needed // 2)

@@ -72,6 +72,21 @@ def one_seed(rows: Rows, seed: int, file: Path) -> dict[str, dict[str, float]]:
     return found
 
 
+def summary(table: Path, rows: int, runs: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """Means and deviations over seeds, and intervals of what each student has over the plain one."""
+    facts: dict[str, Any] = {"table": table.name, "rows": rows, "seeds": len(runs), "few": FEW, "kinds": []}
+    for kind in runs[0]:
+        row: dict[str, Any] = {"kind": kind}
+        plain = f"{kind.split('/')[0]}/plain/even"
+        for metric in METRICS:
+            values = [run[kind][metric] for run in runs]
+            row[metric] = [float(np.mean(values)), float(np.std(values))]
+            if kind not in ("teacher", plain) and len(runs) > 1:
+                row[f"{metric} over plain"] = interval([run[kind][metric] - run[plain][metric] for run in runs])
+        facts["kinds"].append(row)
+    return facts
+
+
 @click.command()
 @click.argument("table", type=Path)
 @click.option("--seeds", default=10)
@@ -79,26 +94,18 @@ def one_seed(rows: Rows, seed: int, file: Path) -> dict[str, dict[str, float]]:
 def main(table: Path, seeds: int, output: Path) -> None:
     torch.set_num_threads(1)
     rows = read(table)
+    output.parent.mkdir(parents=True, exist_ok=True)
     runs: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(seeds):
             runs.append(one_seed(rows, seed, Path(folder) / "risk.onnx"))
+            facts = summary(table, len(rows.default), runs)
+            output.write_text(json.dumps(facts, indent=1))
             print(f"seed {seed}: {json.dumps(runs[-1]['all/plain/even'])}", file=sys.stderr, flush=True)
-    facts: dict[str, Any] = {"table": table.name, "rows": len(rows.default), "seeds": seeds, "few": FEW, "kinds": []}
-    for kind in runs[0]:
-        row: dict[str, Any] = {"kind": kind}
-        plain = f"{kind.split('/')[0]}/plain/even"
-        for metric in METRICS:
-            values = [run[kind][metric] for run in runs]
-            row[metric] = [float(np.mean(values)), float(np.std(values, ddof=1))]
-            if kind not in ("teacher", plain):
-                row[f"{metric} over plain"] = interval([run[kind][metric] - run[plain][metric] for run in runs])
-        facts["kinds"].append(row)
+    for row in facts["kinds"]:
         over = row.get("auc over plain")
         told = f"{over[0]:+.4f} [{over[1]:+.4f}, {over[2]:+.4f}]" if over else ""
-        print(f"{kind:28} " + "  ".join(f"{m} {row[m][0]:.4f}" for m in METRICS), told)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(facts, indent=1))
+        print(f"{row['kind']:28} " + "  ".join(f"{m} {row[m][0]:.4f}" for m in METRICS), told)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from tests.benchmarks.risk.metrics import auc
 
 WIDTHS, DROPOUT = (64, 32), 0.1
 RATE, BATCH = 1e-3, 256
-STEPS, CHECK = 2000, 50  # the state with the best validation AUC is kept
+STEPS, CHECK = 1000, 50  # the state with the best validation AUC is kept
 DECAY, WARM_UP = 0.99, 200  # of the students' averages; steps before they teach
 CLIPPED = 5.0  # standard deviations
 WEIGHTS = {"soft": 1.0, "feature": 0.5, "fine": 0.5, "self": 0.5}
