@@ -23,7 +23,7 @@ from edgellm.export.straight_through import Latent
 from edgellm.export.vocabulary import embed
 from edgellm.kernels.layout import Quantized
 
-EPOCHS = 2  # over the text
+EPOCHS = 1  # over the text
 BATCHES_JUDGED = 4  # of TOKENS_AT_ONCE: whether a block has come nearer shows on a part of the text
 TOKENS_A_STEP = 512
 # Of Adam at the start, falling to none: of weights by their matrix's root mean square, and of scales by their own size.
