@@ -16,7 +16,7 @@ from edgellm.export.architectures import MATRICES, Architecture
 from edgellm.export.block_recovery import is_trained
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import HELD_OUT, ExportConfig
-from edgellm.export.end_to_end import Plan, Student, train
+from edgellm.export.end_to_end import Plan, train
 from edgellm.export.nodes import DATA
 from edgellm.export.pack import pack
 from edgellm.export.packed_source import PackedSource
@@ -24,10 +24,12 @@ from edgellm.export.plan import joined
 from edgellm.export.recovery_cost import planned_steps, whole_bytes
 from edgellm.export.self_written import Held
 from edgellm.export.straight_through import Latent
+from edgellm.export.student import Student, divergence
 from edgellm.export.write import PartialBundle
 from edgellm.runtime.errors import EdgellmError
 
 FOLDER, STATE, TRAINED = "recovery.partial", "state.safetensors", "trained.safetensors"
+JUDGED = 4  # sequences that tell whether training helped, and are not trained on
 OVER = 1.5  # times the budget: the clock ends a training then, on a machine slower than was planned
 
 
@@ -54,7 +56,8 @@ def recover_whole(
 ) -> int:
     """Train the bundle's matrices towards the dense model on text int64 [N, T], and place them anew; the steps taken.
 
-    A killed export goes on: from the training's last state, or, where that was done, with placing what it gave.
+    A training that brought the model no nearer, on sequences kept from it, is dropped: 0 steps. A killed export goes
+    on: from the training's last state, or, where that was done, with placing what it gave.
     """
     if not config.trains_whole:
         return 0
@@ -75,10 +78,13 @@ def recover_whole(
         plan = Plan(steps, OVER * 60 * config.recover_minutes, config.distill, config.seed)
         student = Student(arch, latents, Held(arch, packed, torch.float32, without=latents))
         teacher = Held(arch, checkpoint, torch.float32)
-        steps = train(student, teacher, ids, plan, progress, folder / STATE)
-        found = {"steps": torch.tensor(steps)}
+        judged = min(JUDGED, len(ids) // 2)
+        apart = divergence(student, teacher, ids[:judged])
+        steps = train(student, teacher, ids[judged:], plan, progress, folder / STATE)
+        helped = divergence(student, teacher, ids[:judged]) < apart
+        found = {"steps": torch.tensor(steps if helped else 0)}
         matrices |= {name: latent.quantized() for name, latent in latents.items()}
-        for layer in range(arch.layers):
+        for layer in range(arch.layers if helped else 0):
             of_layer = joined({role: matrices[f"layers.{layer}.{role}"] for role in MATRICES})
             found |= {f"layers.{layer}.{role}": torch.from_numpy(pack(q)) for role, q in of_layer.items()}
         save_file(found, folder / f"{TRAINED}.new")

@@ -15,11 +15,12 @@ from edgellm.export.compress import Read, rounded
 from edgellm.export.config import GROUP, ExportConfig
 from edgellm.export.decoder import Block, load_block, propagate
 from edgellm.export.distill import token_weights
-from edgellm.export.end_to_end import Plan, Student, train
+from edgellm.export.end_to_end import Plan, train
 from edgellm.export.hessian import Hessians
 from edgellm.export.prune import SWEPT, mask
 from edgellm.export.sparsegpt import updated
 from edgellm.export.straight_through import Latent
+from edgellm.export.student import Student
 from edgellm.export.vocabulary import embed
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from tests.bundles import calibration_file, make_bundle
 from tests.conftest import ROOT
 
@@ -22,13 +23,15 @@ from edgellm.export.checkpoint import open_checkpoint
 from edgellm.export.config import ExportConfig, Sparsity
 from edgellm.export.decoder import forward, load_block
 from edgellm.export.effort import effort
-from edgellm.export.end_to_end import Plan, Student, backward, train
+from edgellm.export.end_to_end import Plan, train
 from edgellm.export.packed_source import PackedSource, read_placed
 from edgellm.export.pipeline import export
 from edgellm.export.recovery_cost import planned_steps, whole_bytes
 from edgellm.export.self_written import Held
 from edgellm.export.straight_through import Latent
+from edgellm.export.student import Student, backward, divergence
 from edgellm.runtime import load
+from edgellm.runtime.cli import main
 from edgellm.runtime.errors import EdgellmError, UsageError
 
 SETTINGS: dict[str, Any] = {"sparsity": Sparsity.parse("dass:2:4"), "bits": 4, "recover_minutes": 1.0}
@@ -71,15 +74,6 @@ def text(sequences: int = 24, length: int = 64, seed: int = 0) -> torch.Tensor:
     """Some tokens are much more frequent than others."""
     draws = torch.rand(sequences, length, generator=torch.Generator().manual_seed(seed))
     return (320 * draws.square()).long()
-
-
-def distance(own: Student, teacher: Held, ids: torch.Tensor) -> float:
-    """KL(teacher || student) a token of text it was not trained on."""
-    with torch.no_grad():
-        blocks = [own.block(i) for i in range(own.arch.layers)]
-        states = own.states(blocks, ids)[-1]
-        logits = end_to_end.head_logits(own.arch, own.rest, end_to_end.final_norm(own.arch, own.rest, states))
-        return float(distill.soft_labels(logits, forward(own.arch, teacher, ids), 1.0)) / ids.numel()
 
 
 def test_rare_tokens_count_more() -> None:
@@ -131,7 +125,7 @@ def test_every_granularity_falls_and_brings_the_student_nearer(
         blocks = [own.block(i) for i in range(2)]
         return backward(own, blocks, teacher, some, weights, granularities, [])
 
-    first, far = losses(), distance(own, teacher, held_out)
+    first, far = losses(), divergence(own, teacher, held_out)
     for latent in own.latents.values():
         latent.weight.grad = None
     train(own, teacher, ids, Plan(60, 1000.0, granularities, 0))
@@ -141,7 +135,7 @@ def test_every_granularity_falls_and_brings_the_student_nearer(
     )
     for name, loss in first.items():
         assert last[name] < 0.95 * loss, name
-    assert distance(own, teacher, held_out) < 0.95 * far
+    assert divergence(own, teacher, held_out) < 0.95 * far
 
 
 def test_the_students_average_teaches_when_it_is_asked_to(tiny_model: Path, updated: Path) -> None:
@@ -213,6 +207,41 @@ def test_a_bundle_is_what_was_trained_and_a_seed_gives_its_bytes_again(tiny_mode
     assert load(tmp_path / "one", verify=True).manifest.recipe.distill_steps == facts["recipe"]["distill_steps"]
     again = export(config(tiny_model, tmp_path / "two"))
     assert again["files"]["model.onnx.data"] == facts["files"]["model.onnx.data"]
+
+
+def test_the_divergence_is_that_of_whole_logits(tiny_model: Path, updated: Path) -> None:
+    own, teacher = student(tiny_model, updated)
+    ids, packed = text(3, 80), PackedSource(updated / "model.onnx.data", read_placed(updated))
+    p, q = (forward(own.arch, source, ids).double().log_softmax(-1) for source in (teacher, packed))
+    assert divergence(own, teacher, ids) == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
+
+
+def test_a_training_that_did_harm_is_dropped(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calibration_file(tmp_path)
+    blocks = export(config(tiny_model, tmp_path / "blocks", recover_minutes=0))
+
+    def harm(own: Student, *arguments: Any) -> int:
+        with torch.no_grad():
+            for latent in own.latents.values():
+                latent.stretch += 0.5
+        return 7
+
+    monkeypatch.setattr(recover, "train", harm)
+    facts = export(config(tiny_model, tmp_path / "bundle"))
+    assert facts["recipe"]["distill_steps"] == 0
+    assert facts["files"]["model.onnx.data"] == blocks["files"]["model.onnx.data"]
+
+
+def test_the_command_line_says_what_to_distill(tiny_model: Path, tmp_path: Path) -> None:
+    asked = ["export", str(tiny_model), str(tmp_path / "out"), "--bits", "4", "--recover", "distill"]
+    for options, complaint in (
+        (["--distill", "hard"], "granularities"),
+        (["--distill", "coarse", "--recover-minutes", "0"], "fine"),
+        (["--recover-minutes", "-1"], "minutes"),
+    ):
+        ran = CliRunner().invoke(main, [*asked, *options])
+        assert ran.exit_code == 2
+        assert complaint in ran.output
 
 
 def test_switching_a_granularity_off_changes_the_result(tiny_model: Path, tmp_path: Path) -> None:
