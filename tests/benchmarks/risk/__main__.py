@@ -1,4 +1,5 @@
-"""AUC, KS and AP of students taught at each granularity, over seeds, with paired differences to the plain student.
+"""AUC, KS and AP of students taught at each granularity, over seeds, with paired differences to the plain student and
+to the one of soft labels alone.
 
     python -m tests.benchmarks.risk uci-credit-default.csv --seeds 10 -o build/bench/risk.json
 
@@ -77,12 +78,13 @@ def summary(table: Path, rows: int, runs: list[dict[str, dict[str, float]]]) -> 
     facts: dict[str, Any] = {"table": table.name, "rows": rows, "seeds": len(runs), "few": FEW, "kinds": []}
     for kind in runs[0]:
         row: dict[str, Any] = {"kind": kind}
-        plain = f"{kind.split('/')[0]}/plain/even"
+        others = {name: f"{kind.split('/')[0]}/{name}/even" for name in ("plain", "soft labels")}
         for metric in METRICS:
             values = [run[kind][metric] for run in runs]
             row[metric] = [float(np.mean(values)), float(np.std(values))]
-            if kind not in ("teacher", plain) and len(runs) > 1:
-                row[f"{metric} over plain"] = interval([run[kind][metric] - run[plain][metric] for run in runs])
+            for name, other in others.items():
+                if kind not in ("teacher", other) and len(runs) > 1:
+                    row[f"{metric} over {name}"] = interval([run[kind][metric] - run[other][metric] for run in runs])
         facts["kinds"].append(row)
     return facts
 
