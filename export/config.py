@@ -8,7 +8,7 @@ from pathlib import Path
 from edgellm.devices.host import detect
 from edgellm.devices.profile import Device
 from edgellm.export.architectures import Architecture, role
-from edgellm.export.distill import GRANULARITIES
+from edgellm.export.distill import USUAL
 from edgellm.export.prune import METHODS, SCOPES, SWEPT, axis
 from edgellm.kernels.layout import Format
 from edgellm.runtime.errors import EdgellmError, UsageError
@@ -81,7 +81,7 @@ class ExportConfig:
     force: bool = False
     recover: str = SWEPT
     device: Device = field(default_factory=detect)
-    distill: tuple[str, ...] = GRANULARITIES
+    distill: tuple[str, ...] = USUAL
     recover_minutes: float = 20.0
 
     def __post_init__(self) -> None:
