@@ -17,7 +17,7 @@ from torch.nn import functional
 from edgellm.runtime.errors import UsageError
 
 GRANULARITIES = ("coarse", "fine", "self")
-USUAL = ("coarse", "fine")  # self costs a fifth of the steps, and on the table of risk (tests/benchmarks) gained nothing
+USUAL = ("coarse", "fine")  # self costs a fifth of the steps, and gained nothing on tests/benchmarks/risk
 TEMPERATURE = 1.0  # of the soft labels: what perplexity is measured at
 REPRESENTATION, HIDDEN, SELF = 0.5, 0.5, 0.5  # weights of the losses beside the soft labels'
 RAREST = 10.0  # times the weight of the most frequent token, at most
