@@ -100,7 +100,7 @@ def export(
         # 3. Embedding and head, then layer by layer: calibrate, prune, quantize, pack. One block in memory at a time.
         _matrices(writing, calibration, progress)
         # 4. The graph around the packed weights, and what text needs.
-        bundle.write("model.onnx", decoder_graph(arch, writing.placed).SerializeToString())
+        bundle.write("model.onnx", decoder_graph(arch, writing.placed, kv_bits=config.kv_bits).SerializeToString())
         write_tokenizer(bundle.write, checkpoint.tokenizer_json())
         if checkpoint.chat_template is not None:
             bundle.write("chat_template.jinja", checkpoint.chat_template.encode())
@@ -187,7 +187,7 @@ def _measure(
     threads = torch.get_num_threads()
     session = load(folder, kv="full", threads=threads, manifest=manifest.parse(facts))
     progress("parity with torch", 0, 1)
-    found = parity(arch, writing.packed, session, prompts_from(text))
+    found = parity(arch, writing.packed, session, prompts_from(text), kv_bits=writing.config.kv_bits)
     found.check()
     progress("parity with torch", 1, 1)
     progress("perplexity", 0, 2)
