@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from edgellm.export.architectures import MATRICES, Architecture, Layer
 from edgellm.export.checkpoint import Source
+from edgellm.export.key_shift import key_shift, shifts_keys
 from edgellm.export.rope import Rope
 from edgellm.export.vocabulary import embed, head_logits, head_losses
 from edgellm.kernels.kv_rows import ROW, from_rows, hadamard, to_rows
@@ -85,15 +86,18 @@ def attend(arch: Architecture, layer: Layer, query: Tensor, key: Tensor, value: 
     return logits.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ value.repeat_interleave(group, 1)
 
 
-def as_cached(key: Tensor, value: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Rotated keys and values [..., head_dim] as they come back from a cache of 16 or 8 bits (kernels/kv_rows.py)."""
+def as_cached(key: Tensor, value: Tensor, bits: int, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotated keys and values [..., head_dim] as they come back from a cache of 16 or 8 bits (kernels/kv_rows.py).
+
+    shift: taken off keys before they are rounded, and added again here.
+    """
 
     def rounded(x: NDArray[np.float32]) -> NDArray[np.float32]:
         return from_rows(to_rows(x, ROW[bits]))
 
-    keys, values = key.numpy(), value.numpy()
+    keys, values = (key - shift).numpy(), value.numpy()
     held = rounded(keys) if bits == 16 else hadamard(rounded(hadamard(keys)))
-    return torch.from_numpy(held), torch.from_numpy(rounded(values))
+    return torch.from_numpy(held) + shift, torch.from_numpy(rounded(values))
 
 
 def block_forward(
@@ -133,7 +137,10 @@ def block_forward(
     cos, sin = rotary(facts.rope, torch.arange(start, start + length))
     query, key, value = rotate(heads("q"), cos, sin), rotate(heads("k"), cos, sin), heads("v")
     if kv_bits is not None:
-        key, value = as_cached(key, value, kv_bits)
+        shift = torch.zeros(arch.kv_heads * arch.head_dim)
+        if shifts_keys(arch, kv_bits):
+            shift = key_shift(arch, layer, weights["k_bias"])
+        key, value = as_cached(key, value, kv_bits, shift.view(-1, 1, arch.head_dim))
     if cache is not None:
         end = start + length
         cache.key[:, :, start:end], cache.value[:, :, start:end] = key, value

@@ -118,7 +118,7 @@ def count(cache: Cache, c: Control, seen: NDArray[np.int64], positions: NDArray[
 def pruned_kv_attention(
     qkv: F32, cos: F32, sin: F32, positions: NDArray[np.int64], control: NDArray[np.int64], cache: Cache,
     scale: float, window: int = 0, softcap: float = 0.0,
-    q_norm: F32 | None = None, k_norm: F32 | None = None, epsilon: float = 0.0,
+    q_norm: F32 | None = None, k_norm: F32 | None = None, epsilon: float = 0.0, k_shift: F32 | None = None,
 ) -> F32:  # fmt: skip
     """PrunedKVAttention: commit the last run's accepted tokens, stage these T, attend and score, all in the cache.
 
@@ -127,6 +127,8 @@ def pruned_kv_attention(
     each head of q and k before rotation. Token t sees all committed tokens and the staged ones up to itself:
     y = softmax(scale * q k^T) v, a group of heads/kv_heads query heads sharing a KV head. Keys and values are read back
     from the cache, so at its width, their norm too; int8 keys are held, and met by queries, rotated by `hadamard`.
+    k_shift [kv_heads * head_dim] is taken off rotated keys, which changes all logits of a query alike: softmax drops it
+    (and a soft cap would not: ValueError).
     window: a token sees only positions above its own less `window` (0: all). softcap: logits become
     softcap * tanh(logits / softcap) before softmax (0: they stay).
     """
@@ -138,6 +140,10 @@ def pruned_kv_attention(
     q, k, v = np.split(all_heads, [all_heads.shape[1] - 2 * kv_heads, all_heads.shape[1] - kv_heads], axis=1)
     q, k = (x if norm is None else rms_norm(x, norm, epsilon) for x, norm in ((q, q_norm), (k, k_norm)))
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    if k_shift is not None:
+        if softcap:
+            raise ValueError("keys are shifted, and a soft cap would not drop that")
+        k = k - k_shift.reshape(kv_heads, head_dim)
     if cache.bits == 8:
         q, k = hadamard(q), hadamard(k)
     staged = slice(c.budget, c.budget + steps)

@@ -1,25 +1,32 @@
 // The Walsh-Hadamard rotation that int8 keys are held in (QuaRot, arXiv 2404.00456): y = H x / sqrt(n), H_2n = [[H_n, H_n],
 // [H_n, -H_n]], over runs of n numbers, the largest power of two that divides the head.
 //
-// One scale a key must reach its largest input. Where a bias makes a few inputs of every key a hundred times larger than
-// the others (Qwen2.5), those are left with a few codes; H spreads them over all inputs. It is orthogonal: queries that
-// pass through it too meet such keys in the same products, and it is its own inverse.
+// One scale a key must reach its largest input, and where a few are many times larger than the others, these are left
+// with few codes; H spreads the large ones over all. It is orthogonal: queries that pass through it too meet such keys
+// in the same products.
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 namespace edgellm {
 
+// Every step pairs the same places (Pease, 1968): vectors take them without shuffling within a register.
 inline void hadamard(float* x, int64_t dim) {
   const int64_t n = dim & -dim;
-  for (int64_t half = 1; half < n; half *= 2)
-    for (int64_t from = 0; from < dim; from += 2 * half)
-      for (int64_t i = from; i < from + half; ++i) {
-        const float a = x[i], b = x[i + half];
-        x[i] = a + b, x[i + half] = a - b;
-      }
+  static thread_local std::vector<float> other;
+  other.resize(size_t(n));
   const float scale = 1 / std::sqrt(float(n));
-  for (int64_t i = 0; i < dim; ++i) x[i] *= scale;
+  for (float* run = x; run < x + dim; run += n) {
+    float *from = run, *to = other.data();
+    for (int64_t step = 1; step < n; step *= 2, std::swap(from, to))
+      for (int64_t i = 0; i < n / 2; ++i) {
+        const float a = from[i], b = from[n / 2 + i];
+        to[2 * i] = a + b, to[2 * i + 1] = a - b;
+      }
+    for (int64_t i = 0; i < n; ++i) run[i] = from[i] * scale;
+  }
 }
 
 }  // namespace edgellm

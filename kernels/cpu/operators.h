@@ -67,7 +67,7 @@ constexpr int64_t kControl = sizeof(Control) / sizeof(int64_t);
 
 // A run's tokens: qkv [steps, (heads + 2 * kv_heads) * head_dim], all query heads of a token, then its keys, then its
 // values; cos, sin [steps, half]; positions [steps]. q_norm, k_norm [head_dim] norm each head of q and k before it is
-// rotated; null where the model has none.
+// rotated, k_shift [kv_heads, head_dim] is taken off the keys after it; null where there is none.
 struct Tokens {
   const float *qkv, *cos, *sin;
   int64_t half;
@@ -75,6 +75,7 @@ struct Tokens {
   int64_t steps;
   const float *q_norm = nullptr, *k_norm = nullptr;
   float epsilon = 0;
+  const float* k_shift = nullptr;
 };
 
 // Commit, stage, attend, score: y [steps, heads*head_dim]. Returns why it cannot be done, or null.

@@ -13,8 +13,10 @@
 namespace edgellm {
 namespace {
 
-const char* problem(const Attention& a, const Control& c, int64_t half, int64_t steps, const KVCache& cache) {
+const char* problem(const Attention& a, const Control& c, const Tokens& tokens, const KVCache& cache) {
+  const int64_t half = tokens.half, steps = tokens.steps;
   if (a.kv_heads < 1 || a.heads % a.kv_heads || half < 0 || 2 * half > a.head_dim) return "heads do not fit";
+  if (tokens.k_shift && a.softcap > 0) return "keys are shifted, and a soft cap would not drop that";
   if (a.window < 0 || !(a.softcap >= 0)) return "window or softcap below 0";
   const int64_t least = std::min({c.committed, c.accepted, c.sinks, c.recent, c.counted, c.queries, c.anchor});
   if (c.budget < 1 || least < 0 || c.staged < c.committed || c.staged + c.accepted > cache.capacity)
@@ -54,7 +56,7 @@ void prefetch_slots(const Attention& a, const Control& control, const KVCache& c
 
 const char* commit_and_stage(const Attention& a, const Control& control, const Tokens& tokens, const KVCache& cache,
                              Seen& seen, const Pool& pool) {
-  if (const char* why = problem(a, control, tokens.half, tokens.steps, cache)) return why;
+  if (const char* why = problem(a, control, tokens, cache)) return why;
   const Isa& isa = edgellm::isa();
   const int64_t dim = a.head_dim, budget = control.budget;
   seen = {kept(control), budget, tokens.steps};
@@ -66,6 +68,7 @@ const char* commit_and_stage(const Attention& a, const Control& control, const T
     turned.resize(size_t(dim));
     for (int64_t t = 0; t < tokens.steps; ++t) {
       turn(a, tokens, t, head_of(a, tokens, t, a.heads + head), tokens.k_norm, turned.data());
+      for (int64_t i = 0; tokens.k_shift && i < dim; ++i) turned[size_t(i)] -= tokens.k_shift[head * dim + i];
       if (cache.int8) hadamard(turned.data(), dim);
       store_row(cache, turned.data(), dim, cache.row(cache.key, head, budget + t, dim), isa);
       const float* value = head_of(a, tokens, t, a.heads + a.kv_heads + head);

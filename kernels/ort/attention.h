@@ -13,8 +13,9 @@ struct AttentionRun {
   Control control;
   KVCache cache;
 
-  // int8: what key and value are, else float16. layer: its row of control. q_norm, k_norm: indices of two optional inputs.
-  AttentionRun(const Call& call, const Attention& a, bool int8, int64_t layer, int64_t steps, size_t q_norm, size_t k_norm,
+  // int8: what key and value are, else float16. layer: its row of control. q_norm and, behind it, k_norm; k_shift:
+  // indices of optional inputs.
+  AttentionRun(const Call& call, const Attention& a, bool int8, int64_t layer, int64_t steps, size_t q_norm, size_t k_shift,
                float epsilon) {
     const Tensor cos = call.input(1), sin = call.input(2), positions = call.input(3), given = call.input(4);
     const Tensor key = call.input(5), value = call.input(6), position = call.input(7), score = call.input(8);
@@ -29,8 +30,9 @@ struct AttentionRun {
                  "key or value is not [kv_heads, capacity, head_dim], with 4 bytes for a scale where it is int8");
     call.require(score.is({a.kv_heads, capacity, planes}), "score is not [kv_heads, capacity, planes]");
     tokens = {nullptr, cos.as<float>(), sin.as<float>(), half, positions.as<int64_t>(), steps};
-    tokens.q_norm = norm(call, q_norm, a.head_dim);
-    tokens.k_norm = norm(call, k_norm, a.head_dim);
+    tokens.q_norm = vector(call, q_norm, {a.head_dim}, "q_norm is not [head_dim]");
+    tokens.k_norm = vector(call, q_norm + 1, {a.head_dim}, "k_norm is not [head_dim]");
+    tokens.k_shift = vector(call, k_shift, {a.kv_heads * a.head_dim}, "k_shift is not [kv_heads * head_dim]");
     tokens.epsilon = epsilon;
     std::memcpy(&control, given.as<int64_t>() + layer * kControl, sizeof control);
     cache = {int8 ? carry<int8_t>(call, 1, key) : static_cast<void*>(carry<uint16_t>(call, 1, key)),
@@ -39,11 +41,11 @@ struct AttentionRun {
   }
 
  private:
-  static const float* norm(const Call& call, size_t index, int64_t head_dim) {
+  static const float* vector(const Call& call, size_t index, const Shape& expected, const char* message) {
     if (!call.data(index)) return nullptr;
-    const Tensor weight = call.input(index);
-    call.require(weight.is({head_dim}), "q_norm or k_norm is not [head_dim]");
-    return weight.as<float>();
+    const Tensor given = call.input(index);
+    call.require(given.is(expected), message);
+    return given.as<float>();
   }
   // The output buffer holding the input's content: the same buffer when the caller bound it so, a copy otherwise.
   template <typename T>
@@ -63,10 +65,10 @@ inline Attention attention_of(const Attributes& a) {
 template <ElementType kKV>
 struct PrunedKVAttention {
   static constexpr const char* kName = "PrunedKVAttention";
-  // qkv, cos, sin, positions, control, key, value, position, score, and optionally q_norm and k_norm
+  // qkv, cos, sin, positions, control, key, value, position, score, and optionally q_norm, k_norm, k_shift
   // -> y, key, value, position, score
   static constexpr ElementType kInputs[] = {kFloat, kFloat, kFloat, kInt64, kInt64, kKV,
-                                            kKV,    kInt32, kFloat, kFloat, kFloat};
+                                            kKV,    kInt32, kFloat, kFloat, kFloat, kFloat};
   static constexpr ElementType kOutputs[] = {kFloat, kKV, kKV, kInt32, kFloat};
   static constexpr size_t kRequired = 9;
   Attention attention;
@@ -81,7 +83,7 @@ struct PrunedKVAttention {
     const Tensor qkv = call.input(0);
     const int64_t steps = qkv.shape[0];
     call.require(qkv.is({steps, (a.heads + 2 * a.kv_heads) * a.head_dim}), "qkv is not [T, (heads + 2 * kv_heads) * head_dim]");
-    AttentionRun run(call, a, kKV == kInt8, layer, steps, 9, 10, epsilon);
+    AttentionRun run(call, a, kKV == kInt8, layer, steps, 9, 11, epsilon);
     run.tokens.qkv = qkv.as<float>();
     float* y = static_cast<float*>(call.output(0, {steps, a.heads * a.head_dim}));
     const char* why = pruned_kv_attention(a, run.control, run.tokens, run.cache, y, call.pool());

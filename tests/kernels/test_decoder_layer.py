@@ -22,7 +22,7 @@ BUDGET, STAGING = 600, 16  # two segments of attention
 WIDTHS = {"q": HEADS * DIM, "k": KV_HEADS * DIM, "v": KV_HEADS * DIM, "o": HIDDEN, "gate_up": 2 * INNER, "down": HIDDEN}
 BIASES, NORMS = ("q_bias", "k_bias", "v_bias", "o_bias"), ("q_norm", "k_norm")
 POST = ("post_attention_norm", "post_mlp_norm")
-OPTIONAL = (*BIASES, *NORMS, *POST)
+OPTIONAL = (*BIASES, *NORMS, *POST, "k_shift")
 
 
 def layer_of(rng: np.random.Generator, joined: bool, optional: tuple[str, ...]) -> Layer:
@@ -40,7 +40,9 @@ def layer_of(rng: np.random.Generator, joined: bool, optional: tuple[str, ...]) 
     for role, width in widths.items():
         form = forms.get(role, Format(width, inputs.get(role, HIDDEN), 4, 64))
         matrices[role] = (pack(random_matrix(rng, form)), form)
-    sizes = {"q_norm": DIM, "k_norm": DIM} | {f"{role}_bias": width for role, width in widths.items()}
+    sizes = {"q_norm": DIM, "k_norm": DIM, "k_shift": KV_HEADS * DIM} | {
+        f"{role}_bias": width for role, width in widths.items()
+    }
     names = ("attention_norm", "mlp_norm", *(n for n in optional if n in sizes or n in POST))
     vectors = {n: rng.normal(1, 0.3, sizes.get(n, HIDDEN)).astype(np.float32) for n in names}
     return Layer(HEADS, DIM**-0.5, "silu", 1e-5, matrices, vectors)
@@ -51,7 +53,8 @@ def native(layer: Layer, inputs: list[np.ndarray], cache: Cache, rows: np.ndarra
     tiles = {role: matrix[0] for role, matrix in layer.matrices.items()}
     given += [tiles[role] for role in ("q", "o", "gate_up", "down")]
     given += [layer.vectors[n] for n in ("attention_norm", "mlp_norm")]
-    given += [tiles.get("k"), tiles.get("v"), *(layer.vectors.get(n) for n in OPTIONAL), rows]
+    given += [tiles.get("k"), tiles.get("v"), *(layer.vectors.get(n) for n in (*BIASES, *NORMS, *POST)), rows]
+    given += [layer.vectors.get("k_shift")]
     attributes: dict[str, Any] = {"k.n_out": 0, "epsilon": layer.epsilon, "activation": layer.activation}
     for role, (_, form) in layer.matrices.items():
         attributes |= {f"{role}.{key}": value for key, value in form.attributes().items()}
@@ -84,7 +87,7 @@ def one_by_one(layer: Layer, inputs: list[np.ndarray], cache: Cache, rows: np.nd
         return x + reference.rms_norm(product(y, role), v[norm], layer.epsilon)
 
     qkv = np.concatenate([product(x, r, "attention_norm") for r in ("q", "k", "v") if r in layer.matrices], axis=1)
-    given = [qkv, *rest, *vars(cache).values(), v.get("q_norm"), v.get("k_norm")]
+    given = [qkv, *rest, *vars(cache).values(), v.get("q_norm"), v.get("k_norm"), v.get("k_shift")]
     sizes: dict[str, Any] = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM, "scale": layer.scale}
     more: dict[str, Any] = {"window": 0, "softcap": 0.0, "epsilon": layer.epsilon, "layer": 0}
     mixed = run("PrunedKVAttention", given, outputs(cache.bits), **sizes, **more)[0]

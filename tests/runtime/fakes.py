@@ -193,10 +193,12 @@ def make_session(
     kv: str = "full",
     template: str | None = None,
     policy: KVPolicy | None = None,
+    kv_facts: dict[str, Any] | None = None,
     **changes: Any,
 ) -> tuple[Session, FakeBackend]:
-    """A session of the tiny manifest over a fake backend, in runs of 8 tokens; policy: instead of what `kv` says."""
-    manifest = parse({**deepcopy(DATA), "files": FILES, **changes})
+    """A session of the tiny manifest over a fake backend, in runs of 8 tokens; policy: instead of what `kv` says.
+    kv_facts: "kv" of the manifest."""
+    manifest = parse({**deepcopy(DATA), "files": FILES, "kv": kv_facts or DATA["kv"], **changes})
     backend = backend or FakeBackend(8)
     policy = policy or parse_kv(kv, manifest.model.context)
     backend.allocate(cache_layout(manifest, policy, backend.staging))
