@@ -44,6 +44,8 @@ Examples:
 @click.option("--kv", metavar="POLICY:BUDGET",
               help="The bundle's default KV cache: full, or POLICY:BUDGET[,SETTING=VALUE], e.g. vatp:512. "
                    "Default: the device's.")  # fmt: skip
+@click.option("--kv-bits", type=click.Choice(["16", "8"]), default="16", show_default=True,
+              help="Bits of the cache's keys and values: 8 is about half the memory.")  # fmt: skip
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
               help="Text, JSON list or JSON lines. Default: the dense model writes its own.")  # fmt: skip
 @click.option("--recover", type=click.Choice(RECOVER), default=ExportConfig.recover, show_default=True,
@@ -54,15 +56,15 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 def command(
     source: Path, out: Path, device_name: str, sparsity: str | None, scope: str, bits: str | None,
-    head_bits: str | None, kv: str | None, calibration: Path | None, recover: str, seed: int, force: bool,
-    as_json: bool,
+    head_bits: str | None, kv: str | None, kv_bits: str, calibration: Path | None, recover: str, seed: int,
+    force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle: SOURCE is a Hugging Face folder or a .gguf file, OUT the bundle's folder."""
     device = find_device(device_name)
     config = ExportConfig(
         source, out, Sparsity.parse(sparsity or device.recipe.sparsity), scope,
         int(bits) if bits else device.recipe.bits, int(head_bits) if head_bits else None, kv, calibration, seed, force,
-        recover, device,
+        recover, device, int(kv_bits),
     )  # fmt: skip
     started = time.perf_counter()
     console = Console(stderr=True)

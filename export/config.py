@@ -12,6 +12,7 @@ from edgellm.export.prune import METHODS, SCOPES, SWEPT, axis
 from edgellm.kernels.layout import Format
 from edgellm.runtime.errors import EdgellmError, UsageError
 from edgellm.runtime.kv_policy import KVPolicy, parse_kv
+from edgellm.runtime.schema import KV_BITS
 
 # Inputs a scale when weights are rounded here. Dense ones at 4 bits get a minimum too, 4.5 bits a weight in all: groups
 # of 32 without one cost the same and lose a quarter more (SmolLM2). 8.25 bits, and 3.25 for 2:4 at 4, have none.
@@ -60,7 +61,8 @@ class ExportConfig:
     recover: what wins back the loss: "sparsegpt" (errors are corrected by what is rounded after them, wherever weights
     are pruned or rounded below 8 bits) | "none" (scales are searched, no more).
     head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: the
-    bundle's default, as edgellm.runtime.kv_policy.parse_kv reads it; None: the device's. seed: of the text the model
+    bundle's default, as edgellm.runtime.kv_policy.parse_kv reads it; None: the device's. kv_bits: of keys and values,
+    16 or 8. seed: of the text the model
     writes itself when calibration is None. device: what the bundle must fit.
     """
 
@@ -76,6 +78,7 @@ class ExportConfig:
     force: bool = False
     recover: str = SWEPT
     device: Device = field(default_factory=detect)
+    kv_bits: int = 16
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -83,6 +86,8 @@ class ExportConfig:
         for name, bits in (("bits", self.bits), ("head bits", self.head_bits)):
             if bits not in (None, 4, 8):
                 raise UsageError(f"{name} is {bits}", "Use 4 or 8.")
+        if self.kv_bits not in KV_BITS:
+            raise UsageError(f"KV bits is {self.kv_bits}", "Use 16 or 8.")
         if self.recover not in RECOVER:
             raise UsageError(f'recover "{self.recover}" is unknown', f"Use {' or '.join(RECOVER)}.")
         if self.sparsity.method == SWEPT and self.recover != SWEPT:

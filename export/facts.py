@@ -77,7 +77,7 @@ def frame(
             "calibration": config.calibration.name if config.calibration else None,
         },
         "device": config.device.name,
-        "kv": _kv(policy),
+        "kv": _kv(policy) | {"bits": config.kv_bits},
         "tokens": spoken.tokens,
         "chat": _chat(spoken, created),
         "matrices": matrices,

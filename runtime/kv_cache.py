@@ -98,7 +98,7 @@ class KVCache:
 
         cursor, layout = self._cursor, self._usual
         place = cursor.committed, cursor.staged, list(cursor.votes), cursor.anchor
-        facts = Facts(model, str(layout.policy), list(layout.budgets), *place)
+        facts = Facts(model, str(layout.policy), list(layout.budgets), *place, layout.bits)
         filled = {name: self.backend.read_slots(name, cursor.slots(layer)) for layer, name, _ in layout.filled()}
         write_prompt_cache(path, facts, tokens, filled)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgellm.runtime.bundle_files import CHAT_TEMPLATE, GRAPH, NAME, WEIGHTS, FileFacts
 
+KV_BITS = (16, 8)
 GRAPHS = ("edgellm", "optimum")
 
 
@@ -52,7 +53,8 @@ class Recipe:
 class KVDefaults:
     """The cache a session gets when nothing else is asked for: fields of edgellm.runtime.kv_policy.KVPolicy, in tokens.
 
-    None: as the policy has it by default. budgets: one a layer, or none: `budget` for all.
+    None: as the policy has it by default. budgets: one a layer, or none: `budget` for all. bits: of keys and values in
+    the graph, 16 or 8; a session cannot have others.
     """
 
     policy: str
@@ -64,6 +66,11 @@ class KVDefaults:
     heads: str | None = None
     prefill: str | None = None
     budgets: list[int] = field(default_factory=list)
+    bits: int = 16
+
+    def __post_init__(self) -> None:
+        if self.bits not in KV_BITS:
+            raise ValueError(f'"kv.bits" is {self.bits}; this edgellm runs 16 and 8')
 
     def settings(self) -> dict[str, Any]:
         """What is given beside policy and budgets."""

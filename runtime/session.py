@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.runtime.backend import Backend
-from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.cache import cache_layout
 from edgellm.runtime.errors import ContextError, UsageError
 from edgellm.runtime.generation import Generation, Result
 from edgellm.runtime.kv_cache import KVCache
@@ -52,8 +52,7 @@ class Session:
         self.tokens: list[int] = []
         self.reused_tokens = 0
         self.generation: Generation | None = None  # the one that may decode
-        model = manifest.model
-        self._cache = KVCache(backend, CacheLayout(policy, staging, model.layers, model.kv_heads, model.head_dim))
+        self._cache = KVCache(backend, cache_layout(manifest, policy, staging))
         self._read_chat = read_chat
 
     @cached_property
