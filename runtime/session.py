@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -15,7 +16,7 @@ from edgellm.runtime.backend import Backend
 from edgellm.runtime.cache import cache_layout
 from edgellm.runtime.errors import ContextError, UsageError
 from edgellm.runtime.generation import Generation, Result
-from edgellm.runtime.kv_cache import KVCache
+from edgellm.runtime.kv_cache import CacheCopy, KVCache
 from edgellm.runtime.kv_policy import KVPolicy
 from edgellm.runtime.sampling import Sampler, Sampling
 from edgellm.runtime.schema import Manifest
@@ -28,6 +29,14 @@ Progress = Callable[[int, int], None]  # (tokens done, tokens in all)
 LOGITS_AT_ONCE = 1 << 23  # of all rows: a chunk times a vocabulary of 262k would be hundreds of megabytes
 
 FIRST = np.zeros(1, np.int64)  # the row of a run of one token
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A session's sequence [n] and its cache, in memory."""
+
+    tokens: list[int]
+    cache: CacheCopy
 
 
 class Session:
@@ -59,6 +68,11 @@ class Session:
     def chat(self) -> Chat | None:
         """The chat template, or None. Raises BundleError when it is damaged or renders the frozen samples otherwise."""
         return self._read_chat()
+
+    @property
+    def staging(self) -> int:
+        """The most tokens of one run."""
+        return self._cache.staging
 
     @property
     def kv_bytes(self) -> int:
@@ -188,6 +202,25 @@ class Session:
         self.reused_tokens, self.generation = 0, None
         self.tokens = tokens
         return len(tokens)
+
+    def snapshot(self) -> Snapshot:
+        """The sequence and a copy of its cache."""
+        return Snapshot(list(self.tokens), self._cache.copy())
+
+    def resume(self, snapshot: Snapshot, tokens: int | None = None) -> None:
+        """Replace the sequence by one of this session's snapshots, or by its first `tokens` where nothing is evicted.
+        Its policy comes back with it."""
+        self._cache.paste(snapshot.cache)
+        kept = len(snapshot.tokens) if tokens is None else self._cache.cut_back(tokens)
+        self.tokens, self.reused_tokens, self.generation = snapshot.tokens[:kept], 0, None
+
+    def follow(self, policy: KVPolicy) -> None:
+        """From the next run on another policy evicts, by the scores that were counted so far; the buffers stay.
+
+        `limit` and messages keep to the policy that the session was loaded with. Raises UsageError for a policy with a
+        larger budget, or one that keeps more scores.
+        """
+        self._cache.follow(policy)
 
     def stream(
         self,
