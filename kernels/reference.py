@@ -66,6 +66,15 @@ def nm_matmul(
     return (ACTIVATIONS[activation](gate) * up).reshape(len(x), -1)
 
 
+def nm_matmul_t(dy: F32, tiles: NDArray[np.uint8], f: Format) -> F32:
+    """NMMatMulT: dx = dy W for dy [T, n_out] -> dx [T, k_in], the gradient of NMMatMul's product in its input.
+
+    All in float32: nothing is quantized on the way back.
+    """
+    dx: F32 = dy @ dequantize(unpack(tiles, f))
+    return dx
+
+
 def quant_gather(ids: NDArray[np.int64], tiles: NDArray[np.uint8], f: Format) -> F32:
     """QuantGather: rows of the packed matrix, ids [T] -> [T, k_in]."""
     return dequantize(unpack(tiles, f))[ids]

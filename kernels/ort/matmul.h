@@ -1,4 +1,4 @@
-// NMMatMul and QuantGather: what ONNX Runtime hands over, checked.
+// NMMatMul, NMMatMulT and QuantGather: what ONNX Runtime hands over, checked.
 #pragma once
 #include "kernels/cpu/operators.h"
 #include "kernels/ort/tensors.h"
@@ -45,6 +45,22 @@ struct NMMatMul {
 
  private:
   Known tiles, bias, norm;
+};
+
+struct NMMatMulT {
+  static constexpr const char* kName = "NMMatMulT";
+  static constexpr ElementType kInputs[] = {kFloat, kUint8}, kOutputs[] = {kFloat};
+  static constexpr size_t kRequired = 2;
+  Format format;
+
+  explicit NMMatMulT(const Attributes& a) : format(a.format()) {}
+  void compute(const Call& call) const {
+    const Tensor dy = call.input(0), tiles = call.input(1);
+    call.require(dy.shape.size() == 2 && dy.shape[1] == format.n_out, "NMMatMulT: dy is not [T, n_out]");
+    call.require(size_t(tiles.size()) == format.nbytes(), "NMMatMulT: tiles have another size than their format");
+    float* dx = static_cast<float*>(call.output(0, {dy.shape[0], format.k_in}));
+    nm_matmul_t(format, dy.as<float>(), dy.shape[0], tiles.as<uint8_t>(), dx, call.pool());
+  }
 };
 
 struct QuantGather {

@@ -63,7 +63,7 @@ struct Instance {
 extern "C" __attribute__((visibility("default"))) edgellm::ort::Status* RegisterCustomOps(
     edgellm::ort::SessionOptions* options, const edgellm::ort::ApiBase* base) {
   using namespace edgellm::ort;
-  static const CustomOp tables[] = {Instance<NMMatMul>::table(), Instance<QuantGather>::table(),
+  static const CustomOp tables[] = {Instance<NMMatMul>::table(), Instance<NMMatMulT>::table(), Instance<QuantGather>::table(),
                                     Instance<PrunedKVAttention>::table(), Instance<DecoderLayerOperator>::table()};
   const Api* api = base->get_api(kApiVersion);
   if (!api) return nullptr;  // older than API 17: the session then names the unknown operator
