@@ -39,6 +39,10 @@ class Nodes:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, domain=domain, **attributes))
         return output
 
+    def several(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
+        """Append a node of several outputs."""
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], **attributes))
+
     def stored(self, name: str) -> str:
         """The initializer of a placed tensor; asked for twice (a tied embedding), it is stored once."""
         if name not in self.used:

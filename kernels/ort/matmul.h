@@ -23,9 +23,11 @@ struct NMMatMul {
   Format format;
   Activation activation;
   float epsilon;
+  bool exact;
 
   explicit NMMatMul(const Attributes& a)
-      : format(a.format()), activation(activation_of(a, format)), epsilon(a.real_or("epsilon", 0)) {}
+      : format(a.format()), activation(activation_of(a, format)), epsilon(a.real_or("epsilon", 0)),
+        exact(a.real_or("exact", 0) != 0) {}
   void compute(const Call& call) const {
     const Tensor x = call.input(0);
     call.require(x.shape.size() == 2 && x.shape[1] == format.k_in, "NMMatMul: x is not [T, k_in]");
@@ -39,7 +41,9 @@ struct NMMatMul {
     fused.epsilon = epsilon;
     if (fused.residual = static_cast<float*>(call.data(3)); fused.residual)
       call.require(plain && call.input(3).is({rows, width}), "NMMatMul: residual is not [T, n_out], or beside an activation");
+    call.require(!exact || (plain && !fused.norm && !fused.residual), "NMMatMul: what is exact adds a bias and no more");
     float* y = static_cast<float*>(call.output(0, {rows, width}));
+    if (exact) return exact_matmul(format, x.as<float>(), rows, w, fused.bias, y, call.pool());
     nm_matmul(format, activation, x.as<float>(), rows, w, fused, y, call.pool());
   }
 

@@ -122,6 +122,20 @@ def test_matmul_with_an_activation(isa: str, activation: str, n_out: int) -> Non
 
 @settings(max_examples=60, deadline=None)
 @given(f=formats(), rows=st.sampled_from([1, 2, 5, 64, 67, 130]), seed=st.integers(0, 2**32 - 1))
+def test_exact_matmul(isa: str, f: Format, rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tiles = pack(random_matrix(rng, f))
+    x = (rng.normal(size=(rows, f.k_in)) * np.exp(3 * rng.normal(size=(rows, 1)))).astype(np.float32)
+    bias = rng.normal(size=f.n_out).astype(np.float32)
+    settings = f.attributes() | {"activation": "none", "exact": 1.0}
+    (got,) = run("NMMatMul", [x, tiles, bias], ["float32"], **settings)
+    error = np.abs(got - reference.nm_matmul(x, tiles, f, bias=bias))
+    weight = np.abs(dequantize(unpack(tiles, f))) + (1 if f.zero == "min" else 0)
+    assert (error <= 4e-6 * (np.abs(x) @ weight.T + np.abs(bias))).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(f=formats(), rows=st.sampled_from([1, 2, 5, 64, 67, 130]), seed=st.integers(0, 2**32 - 1))
 def test_transposed_matmul(isa: str, f: Format, rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     tiles = pack(random_matrix(rng, f))
