@@ -4,11 +4,11 @@ SyTTA (arXiv 2510.10223): the surprise at the prompt, and at the first answer to
 the base model (methods A1.2). Lengths are dynamic; what a row weighs nothing is padding, and changes nothing.
 
 Inputs: ids int64 [T]; positions int64 [T] ([P + T] for carrier "soft"); prompt_rows int64 [M], of those tokens that
-predict a scored one, targets int64 [M] and prompt_weights float32 [M]; answer_rows int64 [K], answer_weights float32 [K]
-and reference float32 [K, vocabulary], the base model's logits there; w_ida, w_entropy and w_kl, float32 scalars; and
-the carrier's tensors (CARRIERS). Outputs: ida = sum of prompt_weights * -ln p(target), entropy = sum of answer_weights *
-H, kl = sum of answer_weights * KL(p || base), scalars in nats; and "NAME.gradient" for every tensor of the carrier, of
-w_ida * ida + w_entropy * entropy + w_kl * kl.
+predict a scored one, targets int64 [M] and prompt_weights float32 [M]; answer_rows int64 [K], answer_weights float32
+[K] and reference float32 [K, vocabulary], the base model's logits there; w_ida, w_entropy and w_kl, float32 scalars;
+and the carrier's tensors (CARRIERS). Outputs: ida = sum of prompt_weights * -ln p(target), entropy = sum of
+answer_weights * H, kl = sum of answer_weights * KL(p || base), scalars in nats; and "NAME.gradient" for every tensor of
+the carrier, of w_ida * ida + w_entropy * entropy + w_kl * kl.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgellm.export.architectures import Architecture, Layer
-from edgellm.export.graph import OPSET
 from edgellm.export.nodes import Nodes, Placed
 from edgellm.export.rope import Rope
 from edgellm.export.tape import Tape
-from edgellm.kernels.library import OPERATORS
 
 HIDDEN = -1e30  # what a score gets where a query may not look: its probability is exactly 0
 RANK = 8  # of LoRA (SyTTA)
@@ -39,7 +37,7 @@ def carrier_shapes(arch: Architecture, carrier: str) -> dict[str, list[int | str
     if carrier == "soft":
         return {"soft": ["P", arch.hidden]}
     if carrier == "prefix":
-        return dict.fromkeys(("key", "value"), [arch.layers, arch.kv_heads, "P", arch.head_dim])
+        return {name: [arch.layers, arch.kv_heads, "P", arch.head_dim] for name in ("key", "value")}
     shapes: dict[str, list[int | str]] = {}
     for role in ("q", "v"):
         shapes[f"{role}.down"] = [arch.layers, arch.hidden, RANK]
@@ -69,9 +67,24 @@ def adapt_graph(arch: Architecture, placed: dict[str, Placed], carrier: str = "p
     floats |= {"reference": ["K", arch.vocabulary], "w_ida": [], "w_entropy": [], "w_kl": [], **shapes}
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, size) for name, size in integers.items()]
     inputs += [helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in floats.items()]
-    graph = helper.make_graph(b.nodes, "adapt", inputs, outputs, [*b.constants, *b.used.values()])
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("edgellm", OPERATORS)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="edgellm")
+    return b.model("adapt", inputs, outputs)
+
+
+def head_graph(arch: Architecture, placed: dict[str, Placed]) -> onnx.ModelProto:
+    """head.onnx: the output head's product in both directions, which is all that the carrier "delta" needs.
+
+    delta float32 [1, hidden] -> shift [1, vocabulary], before the cap; slope [1, vocabulary] -> gradient [1, hidden];
+    ids int64 [T] -> embedded [T, hidden], unscaled.
+    """
+    b, head = Nodes(placed), "embedding" if arch.tied else "head"
+    b.matmul("delta", head, "shift")
+    b.packed("NMMatMulT", "slope", head, "gradient")
+    widths = {"delta": arch.hidden, "slope": arch.vocabulary, "shift": arch.vocabulary, "gradient": arch.hidden}
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width]) for name, width in widths.items()]
+    b.packed("QuantGather", "ids", "embedding", "embedded")
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["T"])
+    embedded = helper.make_tensor_value_info("embedded", TensorProto.FLOAT, ["T", arch.hidden])
+    return b.model("head", [*values[:2], ids], [*values[2:], embedded])
 
 
 class _Forward:
@@ -87,7 +100,7 @@ class _Forward:
         self._seen = "positions"
         if carrier == "prefix":
             length = tape.node("Squeeze", tape.node("Shape", "key", start=2, end=3))
-            zero, one = (b_integer(tape, value) for value in (0, 1))
+            zero, one = (_integer(tape, value) for value in (0, 1))
             self._seen = tape.node("Concat", tape.node("Range", zero, length, one), "positions", axis=0)
         names = [name for name in carrier_shapes(arch, carrier) if carrier != "soft"]
         ones = tape.integers(*[1] * arch.layers)
@@ -216,13 +229,13 @@ class _Forward:
             seen = tape.node("Unsqueeze", self._seen, tape.integers(0))
             hidden = tape.node("Greater", seen, at)
             if facts.window:
-                before = tape.node("Sub", at, b_integer(tape, facts.window))
+                before = tape.node("Sub", at, _integer(tape, facts.window))
                 hidden = tape.node("Or", hidden, tape.node("LessOrEqual", seen, before))
             self._masks[facts.window] = tape.node("Where", hidden, tape.number(HIDDEN), tape.number(0.0))
         return self._masks[facts.window]
 
 
-def b_integer(tape: Tape, value: int) -> str:
+def _integer(tape: Tape, value: int) -> str:
     """An int64 scalar."""
     return tape.b.constant(f"integer.{value}", np.int64(value))
 

@@ -11,8 +11,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgellm.kernels.layout import Format
+from edgellm.kernels.library import OPERATORS
 
 DATA = "model.onnx.data"
+OPSET = 23
+"""The first standard opset with RMSNormalization; nothing newer is needed."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,14 @@ class Nodes:
         return self.node(
             "Mul", [self.node("Tanh", [self.node("Div", [x, size], f"{x}.low")], f"{x}.tanh"), size], output
         )
+
+    def model(
+        self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+    ) -> onnx.ModelProto:
+        """The graph of all nodes so far."""
+        graph = helper.make_graph(self.nodes, name, inputs, outputs, [*self.constants, *self.used.values()])
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("edgellm", OPERATORS)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="edgellm")
 
     def norm(self, x: str, name: str, epsilon: float, output: str) -> str:
         """RMSNormalization of x by the vector `name`."""

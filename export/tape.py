@@ -19,7 +19,7 @@ Rule = Callable[[str], str]
 
 
 class Tape:
-    """Differentiable operations over the nodes of `b`; tensors are names. The leaves are what gradients are wanted of."""
+    """Differentiable operations over the nodes of `b`; tensors are names. leaves: what gradients are wanted of."""
 
     def __init__(self, b: Nodes, leaves: Sequence[str]) -> None:
         self.b = b

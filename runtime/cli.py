@@ -15,6 +15,10 @@ VERBS = {
     "generate": ("edgellm.runtime.commands.generate:command", "Continue a prompt."),
     "chat": ("edgellm.runtime.commands.chat:command", "Talk with the model."),
     "cache-prompt": ("edgellm.runtime.commands.cache_prompt:command", "Save a prompt's KV cache to a file."),
+    "adapt": (
+        "edgellm.runtime.commands.adapt:command",
+        "Learn from unlabelled questions of one kind; save an adapter.",
+    ),
     "eval": ("edgellm.runtime.commands.eval:command", "Perplexity and bits per byte of a text."),
     "bench": ("edgellm.runtime.commands.bench:command", "How fast a bundle is here, and how near to the bound."),
     "inspect": ("edgellm.runtime.commands.inspect:command", "What a bundle holds, and its sizes."),
