@@ -75,7 +75,8 @@ def command(
             before, after = (dict(losses._asdict()) for losses in (outcome.before, outcome.after))
             facts |= {**asdict(outcome), "before": before, "after": after}
         else:
-            for done, (text, adapter) in enumerate(stream_cohort(session, found, asking, settings, max_new_tokens), 1):
+            for text, so_far in stream_cohort(session, found, asking, settings, max_new_tokens):
+                adapter = so_far
                 answers.append(text)
                 progress(len(answers), len(asking))
                 if not as_json:
