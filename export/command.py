@@ -51,12 +51,14 @@ Examples:
 @click.option("--recover", type=click.Choice(RECOVER), default=ExportConfig.recover, show_default=True,
               help="What wins back the loss below 8 bits and of pruning: sparsegpt lets later weights make good what "
                    "earlier ones lost; none searches scales only.")  # fmt: skip
+@click.option("--adapt", is_flag=True,
+              help="Also write what test-time adaptation needs: the gradient graph, and when to adapt.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the text the model writes itself.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is a bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 def command(
     source: Path, out: Path, device_name: str, sparsity: str | None, scope: str, bits: str | None,
-    head_bits: str | None, kv: str | None, kv_bits: str, calibration: Path | None, recover: str, seed: int,
+    head_bits: str | None, kv: str | None, kv_bits: str, calibration: Path | None, recover: str, adapt: bool, seed: int,
     force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle: SOURCE is a Hugging Face folder or a .gguf file, OUT the bundle's folder."""
@@ -64,7 +66,7 @@ def command(
     config = ExportConfig(
         source, out, Sparsity.parse(sparsity or device.recipe.sparsity), scope,
         int(bits) if bits else device.recipe.bits, int(head_bits) if head_bits else None, kv, calibration, seed, force,
-        recover, device, int(kv_bits),
+        recover, adapt, device, int(kv_bits),
     )  # fmt: skip
     started = time.perf_counter()
     console = Console(stderr=True)

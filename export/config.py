@@ -62,8 +62,8 @@ class ExportConfig:
     are pruned or rounded below 8 bits) | "none" (scales are searched, no more).
     head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: the
     bundle's default, as edgellm.runtime.kv_policy.parse_kv reads it; None: the device's. kv_bits: of keys and values,
-    16 or 8. seed: of the text the model
-    writes itself when calibration is None. device: what the bundle must fit.
+    16 or 8. seed: of the text the model writes itself when calibration is None. adapt: write the gradient graph too,
+    and measure the gate. device: what the bundle must fit.
     """
 
     source: Path
@@ -77,6 +77,7 @@ class ExportConfig:
     seed: int = 0
     force: bool = False
     recover: str = SWEPT
+    adapt: bool = False
     device: Device = field(default_factory=detect)
     kv_bits: int = 16
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgellm.export.adapt_facts import adapt_facts
+from edgellm.export.adapt_graph import adapt_graph, head_graph
 from edgellm.export.calibrate import calibration_ids
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
 from edgellm.export.compress import Read, compress, compress_layer, read_by_head
@@ -102,12 +104,17 @@ def export(
         _matrices(writing, calibration, progress)
         # 4. The graph around the packed weights, and what text needs.
         bundle.write("model.onnx", decoder_graph(arch, writing.placed, kv_bits=config.kv_bits).SerializeToString())
+        if config.adapt:
+            bundle.write("adapt.onnx", adapt_graph(arch, writing.placed).SerializeToString())
+            bundle.write("head.onnx", head_graph(arch, writing.placed).SerializeToString())
         write_tokenizer(bundle.write, checkpoint.tokenizer_json())
         if checkpoint.chat_template is not None:
             bundle.write("chat_template.jinja", checkpoint.chat_template.encode())
         # 5. Measure: the bundle itself on the device runtime, against torch with the same weights and the dense model.
         facts = describe(config, checkpoint, writing.placed, policy, bundle.facts())
         facts["parity"], facts["quality"] = _measure(writing, facts, text, progress)
+        if config.adapt:
+            facts["adapt"] = adapt_facts(arch, bundle.folder, facts, text, progress)
         # 6. Only now may it be found.
         bundle.commit(facts)
     return facts

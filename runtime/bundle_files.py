@@ -14,6 +14,7 @@ GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 TOKENIZER = "tokenizer.json"
 TABLES = "tokenizer.tables"  # the same in tables, for the kinds they can describe
+ADAPT, HEAD = "adapt.onnx", "head.onnx"  # of bundles exported with --adapt
 CHAT_TEMPLATE = "chat_template.jinja"
 REQUIRED = (GRAPH, WEIGHTS, TOKENIZER)
 LARGEST_MANIFEST = 1 << 26  # bytes; the real ones are under 100 kB

@@ -151,6 +151,28 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """When a question is unfamiliar: thresholds in nats, measured with this bundle on `prompts` pieces of text.
+
+    entropy: of the mean entropy of an answer's first tokens; nll: of the mean surprise a token of the question. chat:
+    whether the pieces were asked in the chat template.
+    """
+
+    entropy: float
+    nll: float
+    prompts: int
+    chat: bool
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """What test-time adaptation needs to know. softcap: of the output's logits; 0: none."""
+
+    softcap: float
+    gate: Gate | None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything edgellm.json says. Raises ValueError where fields contradict each other."""
 
@@ -168,6 +190,7 @@ class Manifest:
     parity: Parity | None
     files: dict[str, FileFacts]
     device: str | None = None  # what the recipe was chosen for; bundles of 0.1.0's first days do not say
+    adapt: Adapt | None = None  # for bundles that were exported with --adapt
     graph: str = "edgellm"  # whose: ours, or a standard one of "optimum" for a model outside our table
 
     def __post_init__(self) -> None:
