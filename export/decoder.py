@@ -6,7 +6,7 @@ One block's weights are in memory at a time; the hidden states of all sequences 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -208,11 +208,25 @@ def window_losses(arch: Architecture, source: Source, ids: Tensor, window: int) 
     if ids.numel() - whole * window >= 2:
         batches.append(ids[whole * window :].view(1, -1))
     states = [state for batch in hidden_states(arch, source, batches) for state in batch]
-    following = [row[1:] for batch in batches for row in batch]
+    return state_losses(arch, source, states, [row for batch in batches for row in batch])
+
+
+@torch.no_grad()
+def state_losses(
+    arch: Architecture, source: Source, states: Iterable[Tensor], rows: Iterable[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The same for windows int64 [T] each, from the last block's outputs [T, hidden] for them."""
+    following = [row[1:] for row in rows]
     normed = [final_norm(arch, source, state[:-1]) for state in states]
     losses = head_losses(arch, source, normed, following)
     sums = torch.tensor([float(loss.sum()) for loss in losses], dtype=torch.float64)
     return sums, torch.tensor([len(ids) for ids in following])
+
+
+def mean_perplexity(sums: Tensor, counts: Tensor) -> float:
+    """exp of the mean of summed nats over scored tokens; NaN when nothing is scored."""
+    scored = int(counts.sum())
+    return math.exp(min(float(sums.sum()) / scored, 700.0)) if scored else math.nan
 
 
 def perplexity(arch: Architecture, source: Source, ids: Tensor, window: int) -> float:
@@ -220,6 +234,4 @@ def perplexity(arch: Architecture, source: Source, ids: Tensor, window: int) -> 
 
     Scored: positions 1 ... window-1 of every window (see window_losses). NaN when nothing is scored.
     """
-    sums, counts = window_losses(arch, source, ids, window)
-    scored = int(counts.sum())
-    return math.exp(min(float(sums.sum()) / scored, 700.0)) if scored else math.nan
+    return mean_perplexity(*window_losses(arch, source, ids, window))

@@ -22,8 +22,10 @@ from edgellm.export.dense_model import model_facts, perplexity, write_text
 from edgellm.export.facts import frame
 from edgellm.export.fallback_room import refuse_room
 from edgellm.export.family import supported, unsupported
+from edgellm.export.gate import refuse_loss
 from edgellm.export.hf_folder import HfFolder, read_json
 from edgellm.export.optimum_exporter import OptimumExporter
+from edgellm.export.report import write_report
 from edgellm.export.standard_graph import matrices, place, quantize
 from edgellm.export.verify import Parity, compared, continued, prompts_from
 from edgellm.export.vocabulary_tables import write_tokenizer
@@ -36,7 +38,7 @@ from edgellm.runtime.perplexity import score
 from edgellm.runtime.session import Session
 from edgellm.runtime.standard_backend import StandardBackend
 
-HONOURED = {"source", "out", "bits", "head_bits", "kv", "calibration", "recover", "seed", "force", "device"}
+HONOURED = {"source", "out", "bits", "head_bits", "kv", "calibration", "recover", "seed", "force", "device", "max_loss"}
 """Fields of ExportConfig; any other must have its default. kv: full only."""
 LARGEST_LOSS = 100  # times the dense model's perplexity
 CHUNK = 16  # tokens a run while parity is measured: short prompts then cross every kind of boundary
@@ -113,6 +115,8 @@ def export_with_optimum(
         measured = {"perplexity": ours, "dense_perplexity": dense}
         facts["quality"] = {"text": named, "tokens": text.numel(), "window": text.shape[1], **measured}
         facts["parity"] = asdict(parity)
+        refuse_loss(config, facts["quality"])
+        write_report(bundle, facts)
         bundle.commit(facts)
     return facts
 

@@ -11,8 +11,9 @@ from typing import Any
 from edgellm.devices.memory import available_bytes, peak_rss_bytes
 from edgellm.devices.profile import HOST, load, names
 from edgellm.export.checkpoint import Checkpoint
-from edgellm.export.config import ExportConfig, Sparsity
+from edgellm.export.config import ExportConfig
 from edgellm.export.estimate import Estimate, estimate
+from edgellm.export.level import Sparsity
 from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.kv_policy import SINKS
 

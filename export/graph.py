@@ -18,11 +18,6 @@ from edgellm.export.nodes import Nodes, Placed
 from edgellm.export.rope import Rope
 from edgellm.kernels.control import FIELDS
 from edgellm.kernels.kv_rows import row_width
-from edgellm.kernels.library import OPERATORS
-
-OPSET = 23
-"""The first standard opset with RMSNormalization; nothing newer is needed."""
-
 
 KV = {16: TensorProto.FLOAT16, 8: TensorProto.INT8}
 
@@ -60,10 +55,7 @@ def decoder_graph(
     sizes["control"] = [arch.layers, FIELDS]
     integers = [helper.make_tensor_value_info(name, TensorProto.INT64, size) for name, size in sizes.items()]
     result = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["R", arch.vocabulary])
-    initializers = [*b.constants, *b.used.values()]
-    graph = helper.make_graph(b.nodes, "decoder", [*integers, *caches_in], [result, *caches_out], initializers)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("edgellm", OPERATORS)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="edgellm")
+    return b.model("decoder", [*integers, *caches_in], [result, *caches_out])
 
 
 def _rotations(b: Nodes, arch: Architecture) -> dict[Rope, tuple[str, str]]:

@@ -20,6 +20,13 @@ struct Fused {
 void nm_matmul(const Format& f, Activation activation, const float* x, int64_t rows, const uint8_t* tiles,
                const Fused& fused, float* y, const Pool& pool);
 
+// y = x W^T + bias (null: none) with x in float32, where nm_matmul rounds it to 16 bits; slower, for gradients.
+void exact_matmul(const Format& f, const float* x, int64_t rows, const uint8_t* tiles, const float* bias, float* y,
+                  const Pool& pool);
+
+// dx = dy W: dy [rows, n_out], the same tiles -> dx [rows, k_in]. The way back, float32 too.
+void nm_matmul_t(const Format& f, const float* dy, int64_t rows, const uint8_t* tiles, float* dx, const Pool& pool);
+
 // y[t] = row ids[t] of W: y [count, k_in]. False when an id is not in [0, n_out).
 bool quant_gather(const Format& f, const int64_t* ids, int64_t count, const uint8_t* tiles, float* y, const Pool& pool);
 

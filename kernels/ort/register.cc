@@ -63,7 +63,7 @@ struct Instance {
 extern "C" __attribute__((visibility("default"))) edgellm::ort::Status* RegisterCustomOps(
     edgellm::ort::SessionOptions* options, const edgellm::ort::ApiBase* base) {
   using namespace edgellm::ort;
-  static const CustomOp tables[] = {Instance<NMMatMul>::table(), Instance<QuantGather>::table(),
+  static const CustomOp tables[] = {Instance<NMMatMul>::table(), Instance<NMMatMulT>::table(), Instance<QuantGather>::table(),
                                     Instance<PrunedKVAttention<kFloat16>>::table(), Instance<PrunedKVAttention<kInt8>>::table(),
                                     Instance<DecoderLayerOperator<kFloat16>>::table(), Instance<DecoderLayerOperator<kInt8>>::table()};
   const Api* api = base->get_api(kApiVersion);

@@ -91,6 +91,9 @@ def cases() -> bytes:
                 x = rng.normal(size=(rows, f.k_in)).astype(np.float32)
                 x[rows // 3 :: 3, :64] = 0  # nothing to scale
                 parts.append(product(f, tiles, x, activation))
+        dy = rng.normal(size=(7, f.n_out)).astype(np.float32)
+        dx = reference.nm_matmul_t(dy, tiles, f)
+        parts += [header(4, *facts(f), len(dy)), dy.tobytes(), tiles.tobytes(), dx.tobytes()]
         ids = rng.integers(0, f.n_out, 4)
         rows_of = reference.quant_gather(ids, tiles, f)
         parts += [header(1, *facts(f), 4), ids.tobytes(), tiles.tobytes(), rows_of.tobytes()]

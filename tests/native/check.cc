@@ -3,7 +3,7 @@
 // the instruction set in use: the best of this processor, or the one that is asked for (exit code 3: it has none).
 //
 // A case: int64 header[16], then float/int64/uint8 arrays in the order read below. header[0]: 0 NMMatMul, 1 QuantGather,
-// 2 PrunedKVAttention, 3 sample and uncertainty.
+// 2 PrunedKVAttention, 3 sample and uncertainty, 4 NMMatMulT.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -91,6 +91,14 @@ bool run(const std::vector<int64_t>& h) {
     return edgellm::quant_gather(f, ids.data(), h[9], tiles.data(), y.data(), kSerial) && close(y, expected);
   }
   if (h[0] == 3) return check_sample(h);
+  if (h[0] == 4) {
+    const auto dy = take<float>(h[9] * f.n_out);
+    const auto tiles = take<uint8_t>(int64_t(f.nbytes()));
+    const auto expected = take<float>(h[9] * f.k_in);
+    std::vector<float> dx(expected.size());
+    edgellm::nm_matmul_t(f, dy.data(), h[9], tiles.data(), dx.data(), kSerial);
+    return close(dx, expected, 1e-5);
+  }
   // heads, kv_heads, head_dim, steps, capacity, half, window, softcap, planes, bits
   const edgellm::Attention a{h[1], h[2], h[3], 1 / std::sqrt(float(h[3])), h[7], float(h[8])};
   const int64_t steps = h[4], capacity = h[5], half = h[6], planes = h[9];
