@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.kernels.control import ATTENTION, OLDER, SCORE
+from edgellm.kernels.control import ATTENTION, NORM, OLDER, SCORE
 from edgellm.runtime.backend import Backend
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.cursor import Cursor
 from edgellm.runtime.errors import UsageError
-from edgellm.runtime.kv_policy import KVPolicy
+from edgellm.runtime.kv_policy import NORMED, KVPolicy
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,23 @@ class KVCache:
         paid = sum(cursor.votes) * (group if policy.heads == "sum" else 1)
         if policy.number != SCORE or policy.heads == "max" or not paid:
             return None
-        kept = []
-        for layer in range(self._layout.layers):
-            score = self.backend.read_slots(f"score.{layer}", cursor.slots(layer))
-            older = score[..., OLDER] if policy.queries else 0.0
-            kept.append((score[..., ATTENTION] + older).sum(axis=1, dtype=np.float64) / paid)
+        kept = [self._paid(layer)[0].sum(axis=1, dtype=np.float64) / paid for layer in range(self._layout.layers)]
         return min(1.0, float(np.mean(kept)))
+
+    def importance(self, layer: int) -> NDArray[np.float32]:
+        """What a layer's tokens are ranked by, [kv_heads, tokens]: in the sequence's order where nothing was evicted.
+
+        The policy must score.
+        """
+        paid, score = self._paid(layer)
+        ranked: NDArray[np.float32] = paid * score[..., NORM] if self._cursor.policy.name in NORMED else paid
+        return ranked
+
+    def _paid(self, layer: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(attention that tokens received and that counts [kv_heads, tokens], all planes of their scores)."""
+        score = self.backend.read_slots(f"score.{layer}", self._cursor.slots(layer))
+        older = score[..., OLDER] if self._cursor.policy.queries else np.float32(0)
+        return score[..., ATTENTION] + older, score
 
     def run(self, ids: NDArray[np.int64], rows: NDArray[np.int64], counted: int | None = None) -> NDArray[np.float32]:
         """Append ids [T], at most `staging`; logits [R, V] of `rows`.

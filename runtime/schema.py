@@ -63,11 +63,12 @@ class KVDefaults:
     queries: int | None = None
     heads: str | None = None
     prefill: str | None = None
+    layers: str | None = None
     budgets: list[int] = field(default_factory=list)
 
     def settings(self) -> dict[str, Any]:
         """What is given beside policy and budgets."""
-        names = ("sinks", "recent", "forget", "queries", "heads", "prefill")
+        names = ("sinks", "recent", "forget", "queries", "heads", "prefill", "layers")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

@@ -18,6 +18,7 @@ from edgellm.runtime.evaluation.cells import Cell
 from edgellm.runtime.evaluation.documents import read_documents
 from edgellm.runtime.evaluation.results import Results, Row
 from edgellm.runtime.evaluation.tasks import GROUP, TASKS, Item, Source
+from edgellm.runtime.kv_policy import KVPolicy
 from edgellm.runtime.perplexity import surprise
 from edgellm.runtime.sampling import Sampling
 from edgellm.runtime.session import Progress, Session, shared
@@ -55,7 +56,7 @@ def evaluate(
     source = Source(read_documents(plan.documents), lambda text: len(session.encode(text)), plan.length,
                     plan.question == "first")  # fmt: skip
     results, branches = Results(path, plan.facts(session)), Branches(session)
-    grouped = sorted(cells, key=lambda cell: str(reading(cell.of(plan.length, session.limit), session.limit)))
+    grouped = sorted(cells, key=lambda cell: str(reading(_policy(session, cell, plan.length), session.limit)))
     size = 1 if plan.task in (TEXT, "needles-all") else GROUP
     for group in range(-(-items // size)):
         rng, prompts = np.random.default_rng([plan.seed, group]), list[tuple[list[int], Item]]()
@@ -73,6 +74,10 @@ def evaluate(
     return results
 
 
+def _policy(session: Session, cell: Cell, prompt: int) -> KVPolicy:
+    return cell.of(prompt, session.limit, session.manifest.kv.budgets)
+
+
 def _prompts(
     session: Session, plan: Plan, source: Source, rng: np.random.Generator, group: int
 ) -> list[tuple[list[int], Item]]:
@@ -85,7 +90,7 @@ def _ask(
 ) -> Row:
     found, answers = dict[str, float](), dict[str, str]()
     for cell in cells:
-        logits = branches.take(cell.of(tokens, session.limit))
+        logits = branches.take(_policy(session, cell, tokens))
         answer = session.decode(continued(session, logits, item.new_tokens))
         answers[str(cell)], found[str(cell)] = answer, graded(task, item, answer)
     return Row(number, tokens, found, answers)
@@ -133,7 +138,7 @@ def _text(session: Session, branches: Branches, ids: Sequence[int], number: int,
     prompt, following, found = len(ids) - SCORED, np.array(ids[-SCORED:]), dict[str, float]()
     branches.prompt(ids[:prompt])
     for cell in cells:
-        nats = surprise(branches.take(cell.of(prompt, session.limit))[None], following[:1])
+        nats = surprise(branches.take(_policy(session, cell, prompt))[None], following[:1])
         for start in range(0, SCORED, RUN):
             after = following[start + 1 : start + RUN + 1]
             nats += surprise(session.prefill(following[start : start + RUN].tolist(), "all")[: len(after)], after)
