@@ -52,17 +52,19 @@ class Branches:
         first = max(0, len(self._ids) - remembered(reader, len(self._ids))) // run * run
         known = [self._read[2]] if self._read is not None else list(self._beginnings.values())
         fit = [one for one in known if len(one.tokens) >= first and one.tokens[:first] == self._ids[:first]]
+        # Where only the last queries count, windows end with the prompt: what is read before `first` is wiped.
+        cut = min(first, self._common) if first else 0 if reader.queries else self._common
         beginning = self._beginnings.get(reader)
         if first and fit:
             session.resume(fit[0], first)
             session.follow(reader)
-        elif beginning is not None and beginning.tokens == self._ids[: self._common]:
+        elif cut and beginning is not None and beginning.tokens == self._ids[:cut]:
             session.resume(beginning)
         else:
             session.reset()
             session.follow(reader)
-            if self._common and not reader.queries:  # whose windows end with the prompt
-                session.prefill(self._ids[: self._common])
+            if cut:
+                session.prefill(self._ids[:cut])
                 self._beginnings[reader] = session.snapshot()
 
 

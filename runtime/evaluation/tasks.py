@@ -16,7 +16,7 @@ from edgellm.runtime.errors import UsageError
 from edgellm.runtime.evaluation.documents import Document
 
 NAMES = ("Amsterdam", "Bamako", "Caracas", "Dublin", "Edinburgh", "Florence", "Geneva", "Havana", "Jakarta", "Lisbon")
-GROUP = 4  # items about one text
+GROUP = 5  # items about one text
 SHORT = 12  # words: an answer to be found again word for word in some 32 tokens
 BEFORE = 6  # words of a sentence that tell which it is
 LONG = 1500  # characters of a passage
@@ -76,7 +76,7 @@ def passkey(source: Source, rng: np.random.Generator, depths: Depths) -> list[It
     for depth in depths:
         key = str(rng.integers(10_000, 100_000))
         text = _hidden(source, rng, [(depth, f"The pass key is {key}. Remember it. {key} is the pass key.")], question)
-        items.append(Item(source.asked(text, question), "The pass key is", (key,), 10))
+        items.append(Item(source.asked(text, question), "The pass key is", (key,), 8))
     return items
 
 
@@ -85,7 +85,7 @@ def needles(source: Source, rng: np.random.Generator, depths: Depths) -> list[It
     facts = _facts(rng, depths)
     question = "What is the secret number of {} that the text mentions?"
     text = _hidden(source, rng, [(depth, f"{_said(name)} {number}.") for depth, name, number in facts], question)
-    return [Item(source.asked(text, question.format(name)), _said(name), (number,), 10) for _, name, number in facts]
+    return [Item(source.asked(text, question.format(name)), _said(name), (number,), 8) for _, name, number in facts]
 
 
 def needles_all(source: Source, rng: np.random.Generator, depths: Depths) -> list[Item]:
@@ -129,7 +129,7 @@ def _gap(documents: Sequence[Document], rng: np.random.Generator, wanted: int) -
             new = all(words not in other and item.answers[0] not in passage for other, item in found)
             if len(before.split()) >= BEFORE and passage.count(words) == 1 and new and len(passage) < LONG:
                 question = f"Complete the sentence as the text does: {before} ..."
-                found.append((passage, Item(question, before, (words,), 32, len(words.split()))))
+                found.append((passage, Item(question, before, (words,), 16, len(words.split()))))
                 break
         if len(found) == wanted:
             return found

@@ -56,6 +56,8 @@ def test_nothing_is_read_twice_that_leaves_no_trace() -> None:
         (list(range(1, 41)), {**sums, **recent, "a2sf:9": 0}),
         ([*range(1, 30), *range(50, 60)], {"vatp:25,sinks=4": 24, "tova:9": 32, "a2sf:9": 24, "h2o:9,queries=30": 8}),
         (list(range(70, 100)), {"full": 0, "a2sf:9": 0, "tova:20": 24}),
+        (list(range(100, 140)), {"h2o:9,queries=12": 0}),
+        ([*range(100, 130), *range(50, 60)], {"h2o:9,queries=12": 24, "tova:9": 32}),
     ):
         branches.prompt(ids, 29)
         for cell, start in starts.items():

@@ -49,7 +49,7 @@ def test_answers_are_those_of_generate(bundle: Path, tmp_path: Path) -> None:
     evaluated(bundle, "passkey", "--items", "2", "--results", str(tmp_path / "r"), *cells)
     encode = load(bundle, kv="full", threads=1).encode
     source = Source([Document(SPEECH)], lambda text: len(encode(text)), 300)
-    items = passkey(source, np.random.default_rng([0, 0]), [i * GOLDEN % 1 for i in range(4)])
+    items = passkey(source, np.random.default_rng([0, 0]), [i * GOLDEN % 1 for i in range(5)])
     for row, item in zip(rows(tmp_path / "r"), items, strict=False):
         assert set(row["answers"]) == {"full", *cells[1::2]}
         for kv, answer in row["answers"].items():
