@@ -26,7 +26,10 @@ POLICIES: dict[str, dict[str, Any]] = {
 NORMED = ("vatp", "vatp-window")  # the policies that multiply by the value's l1 norm: VATP (arXiv:2406.12335)
 PREFILLS = ("chunked", "whole")
 LAYERS = ("alike", "prefix")
-SETTINGS = {"sinks": int, "recent": float, "forget": float, "queries": int, "heads": str, "prefill": str, "layers": str}
+SETTINGS = {
+    "sinks": int, "recent": float, "forget": float, "queries": int, "heads": str, "prefill": str, "layers": str,
+    "pool": int,
+}  # fmt: skip
 FORMS = (
     "Expected full, or POLICY:BUDGET with POLICY one of full, window, vatp, vatp-window, h2o, a2sf, tova, "
     "e.g. --kv vatp:512 or --kv h2o:512,sinks=20"
@@ -43,7 +46,9 @@ class KVPolicy:
     `heads`: "sum" | "mean" | "max" over the query heads of a KV head. TOVA's paper evicts in all heads alike.
     prefill: "chunked" evicts while a prompt is read, in bounded memory; "whole" after it was read, as the papers do:
     until the next run the cache is as long as the prompt. layers: "alike", or "prefix": each has a budget of its own,
-    `budget` being their mean (edgellm.export.prefix_kv). budgets: one a layer, or none: `budget` for all.
+    `budget` being their mean (edgellm.export.prefix_kv). pool: when a prompt that was read whole is pruned, a token
+    counts as much as the best of the `pool` ones around it (SnapKV, arXiv 2404.14469; 0: only itself). budgets: one a
+    layer, or none: `budget` for all.
     """
 
     name: str
@@ -55,6 +60,7 @@ class KVPolicy:
     heads: str = "sum"
     prefill: str = "chunked"
     layers: str = "alike"
+    pool: int = 0
     budgets: tuple[int, ...] = ()
 
     @property
@@ -133,6 +139,10 @@ def _check_settings(policy: KVPolicy) -> None:
         raise UsageError(f"forget={policy.forget}; expected 0 (only the last query counts) to 1 (all alike)")
     if not 0 <= policy.queries < 2**31:
         raise UsageError(f"queries={policy.queries}; expected 0 (all) or how many of the last ones count")
+    if policy.pool and (policy.pool % 2 == 0 or policy.pool > 99):
+        raise UsageError(f"pool={policy.pool}; expected 0, or an odd number of tokens below 100")
+    if policy.pool and policy.prefill != "whole":
+        raise UsageError(f"pool={policy.pool} is for prompts that are read whole", "Add prefill=whole.")
     for name, known in (("heads", HEADS), ("prefill", PREFILLS), ("layers", LAYERS)):
         if getattr(policy, name) not in known:
             raise UsageError(f"{name}={getattr(policy, name)}; expected {' or '.join(known)}")

@@ -64,11 +64,12 @@ class KVDefaults:
     heads: str | None = None
     prefill: str | None = None
     layers: str | None = None
+    pool: int | None = None
     budgets: list[int] = field(default_factory=list)
 
     def settings(self) -> dict[str, Any]:
         """What is given beside policy and budgets."""
-        names = ("sinks", "recent", "forget", "queries", "heads", "prefill", "layers")
+        names = ("sinks", "recent", "forget", "queries", "heads", "prefill", "layers", "pool")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

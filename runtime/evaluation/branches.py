@@ -43,7 +43,8 @@ class Branches:
             self._read = reader, self._session.prefill(self._ids[len(self._session.tokens) :]), self._session.snapshot()
         _, logits, snapshot = self._read
         self._session.resume(snapshot)
-        self._session.follow(replace(policy, prefill="chunked"))
+        self._session.follow(policy)  # pools scores where it does so at a prompt's end
+        self._session.follow(replace(policy, prefill="chunked", pool=0))  # what comes now is no prompt
         return logits
 
     def _prefill(self, reader: KVPolicy) -> None:

@@ -21,6 +21,7 @@ CELLS = [
     "window:100", "vatp:150", "h2o:70,sinks=20", "tova:80", "h2o:60", "full:1024", "vatp-window:150", "vatp-window:90",
     "h2o:90,queries=400,recent=10,sinks=20", "vatp-window:90,queries=30", "a2sf:80", "vatp:90,heads=max", "tova:50",
     "window:50,sinks=8", "vatp:60,recent=0.25", "a2sf:80,forget=0.5", "vatp-window:60,queries=600",
+    "h2o:60,sinks=4,pool=5,prefill=whole", "vatp-window:60,queries=64,pool=3,prefill=whole",
 ]  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def test_every_branch_is_what_its_policys_own_session_gives(bundle: Path, common
     for ids in (IDS, [*IDS[:600], *IDS[:90]]):
         branches.prompt(ids, common)
         for cell in CELLS:
-            whole = cell if cell.startswith("full") else f"{cell},prefill=whole"
+            whole = cell if cell.startswith("full") or "whole" in cell else f"{cell},prefill=whole"
             alone = load(bundle, kv=whole, threads=1)
             np.testing.assert_array_equal(branches.take(parse_kv(cell, CONTEXT)), alone.prefill(ids), cell)
             for token in IDS[100:112]:
