@@ -21,9 +21,11 @@ import click
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "build/bench/kv"
 SPEECHES, PASSAGES = OUT / "speeches.jsonl", OUT / "passages.jsonl"
+POOL = "pool=7,prefill=whole"
 POLICIES = (
     "vatp", "h2o,sinks=20", "h2o", "vatp-window,queries=64", "h2o,queries=64,recent=10,sinks=20", "tova", "window",
-    "vatp-window", "h2o,queries=400,recent=10,sinks=20", "a2sf",
+    f"vatp,{POOL}", f"h2o,sinks=20,{POOL}", f"vatp-window,queries=64,recent=64,{POOL}",
+    f"h2o,queries=64,recent=64,sinks=20,{POOL}", "vatp-window", "h2o,queries=400,recent=10,sinks=20", "a2sf",
 )  # fmt: skip
 TASKS = {"passkey": SPEECHES, "needles": SPEECHES, "qa": PASSAGES, "text": SPEECHES}
 
