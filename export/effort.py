@@ -83,7 +83,7 @@ def _peak(
         compress += 4 * OFFSPRING * STAGES[-1] * length * arch.hidden + block
     positions = 4 * arch.layers * arch.kv_heads * arch.context  # of the full cache that parity runs with
     parity = SESSION + positions + max(reading, LOGITS_AT_ONCE + SLABS + UNPACKING)
-    dense = max(reading, 2 * block + passing) + 2 * beside
+    dense = max(reading, block + passing) + 2 * beside
     return max([(text, 0), (compress, 0), (parity, weights), (dense, 0)], key=sum)
 
 
