@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgellm.export.quantize import checked
 from edgellm.export.refine import refine
-from edgellm.export.scales import Grid, codes, search
+from edgellm.export.scales import Grid, nearest, reciprocal, search
 from edgellm.kernels.layout import Format, Quantized
 
 # Of the mean diagonal, added to every input. The papers' 0.01 fits calibration text too well: on C4 that it had not
@@ -107,12 +107,13 @@ def _sweep(
             counts = importance.expand(outputs, group) if kept is None else importance * kept.T
             grid = search(target.T.contiguous(), counts, *to)
             grids[int(found.order[start]) // group] = grid
+            inverse, low = reciprocal(grid)
         for j in range(group):
             wanted = torch.addmv(target[j], off[here][:j].T, factor[:j, j]) if j else target[j]
             if grid is not None and to is not None:
-                nearest = codes(wanted[:, None], grid, to[0])[:, 0]
-                code[start + j] = nearest.to(torch.uint8)
-                wanted = nearest * grid[0] + grid[1]
+                chosen_code = nearest(wanted, inverse, low, to[0])
+                code[start + j] = chosen_code.to(torch.uint8)
+                wanted = chosen_code * grid[0] + grid[1]
             values[start + j] = wanted if kept is None else torch.where(kept[j], wanted, 0)
             off[start + j] = w[start + j] - values[start + j]
     back = found.order.argsort()
