@@ -49,6 +49,8 @@ Examples:
 @click.option("--kv", metavar="POLICY:BUDGET",
               help="The bundle's default KV cache: full, or POLICY:BUDGET[,SETTING=VALUE], e.g. vatp:512. "
                    "Default: the device's.")  # fmt: skip
+@click.option("--kv-bits", type=click.Choice(["16", "8"]), default="16", show_default=True,
+              help="Bits of the cache's keys and values: 8 is about half the memory.")  # fmt: skip
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
               help="Text, JSON list or JSON lines. Default: the dense model writes its own.")  # fmt: skip
 @click.option("--recover", type=click.Choice(RECOVER), default=ExportConfig.recover, show_default=True,
@@ -63,14 +65,17 @@ Examples:
               help="Write nothing if perplexity is above 1 + R times the dense model's on held-out text.")  # fmt: skip
 @click.option("--references/--no-references", default=None,
               help="Measure dense layers of 4 and 3 bits beside. Default: where matrices are corrected.")  # fmt: skip
+@click.option("--adapt", is_flag=True,
+              help="Also write what test-time adaptation needs: the gradient graph, and when to adapt.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True,
               help="Of the text the model writes itself, and of the search.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace OUT if it is a bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 def command(
     source: Path, out: Path, device_name: str, sparsity: str | None, scope: str, bits: str | None,
-    head_bits: str | None, kv: str | None, calibration: Path | None, recover: str, fit: str | None,
-    fit_minutes: float, max_loss: float | None, references: bool | None, seed: int, force: bool, as_json: bool,
+    head_bits: str | None, kv: str | None, kv_bits: str, calibration: Path | None, recover: str, fit: str | None,
+    fit_minutes: float, max_loss: float | None, references: bool | None, adapt: bool, seed: int, force: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle: SOURCE is a Hugging Face folder or a .gguf file, OUT the bundle's folder."""
     device = find_device(device_name)
@@ -78,7 +83,8 @@ def command(
     config = ExportConfig(
         source, out, Sparsity.parse(sparsity or preset.sparsity), scope, int(bits) if bits else preset.bits,
         int(head_bits) if head_bits else None, kv, calibration, seed, force, recover, device,
-        Budget.parse(fit) if fit else None, fit_minutes, max_loss=max_loss, references=references,
+        kv_bits=int(kv_bits), adapt=adapt, fit=Budget.parse(fit) if fit else None, fit_minutes=fit_minutes,
+        max_loss=max_loss, references=references,
     )  # fmt: skip
     started = time.perf_counter()
     console = Console(stderr=True)

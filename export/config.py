@@ -15,6 +15,7 @@ from edgellm.export.prune import SCOPES, SWEPT
 from edgellm.kernels.layout import Format
 from edgellm.runtime.errors import EdgellmError, UsageError
 from edgellm.runtime.kv_policy import KVPolicy, parse_kv
+from edgellm.runtime.schema import KV_BITS
 
 RECOVER = ("none", SWEPT)
 HELD_OUT = 4  # sequences for perplexity and parity, never used to calibrate
@@ -31,8 +32,9 @@ class ExportConfig:
     recover: what wins back the loss: "sparsegpt" (errors are corrected by what is rounded after them, wherever weights
     are pruned or rounded below 8 bits) | "none" (scales are searched, no more).
     head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: the
-    bundle's default, as edgellm.runtime.kv_policy.parse_kv reads it; None: the device's. seed: of the text the model
-    writes itself when calibration is None. device: what the bundle must fit.
+    bundle's default, as edgellm.runtime.kv_policy.parse_kv reads it; None: the device's. kv_bits: of keys and values,
+    16 or 8. seed: of the text the model writes itself when calibration is None. device: what the bundle must fit.
+    adapt: write the gradient graph too, and measure the gate.
 
     fit: search the recipe of at most this size that loses least (search.py); fit_minutes: what its mutations may take.
     levels: by a matrix's canonical name, what it is given instead of sparsity and bits: what the search found.
@@ -52,11 +54,13 @@ class ExportConfig:
     force: bool = False
     recover: str = SWEPT
     device: Device = field(default_factory=detect)
+    kv_bits: int = 16
     fit: Budget | None = None
     fit_minutes: float = FIT_MINUTES
     levels: Mapping[str, Level] = field(default_factory=dict)
     max_loss: float | None = None
     references: bool | None = None
+    adapt: bool = False
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -64,6 +68,8 @@ class ExportConfig:
         for name, bits in (("bits", self.bits), ("head bits", self.head_bits)):
             if bits not in (None, 4, 8):
                 raise UsageError(f"{name} is {bits}", "Use 4 or 8.")
+        if self.kv_bits not in KV_BITS:
+            raise UsageError(f"KV bits is {self.kv_bits}", "Use 16 or 8.")
         if self.recover not in RECOVER:
             raise UsageError(f'recover "{self.recover}" is unknown', f"Use {' or '.join(RECOVER)}.")
         if self.sparsity.method == SWEPT and self.recover != SWEPT:

@@ -63,7 +63,7 @@ def estimate(checkpoint: Checkpoint, config: ExportConfig) -> Estimate:
     placed = planned(config, checkpoint)
     weights = max(at.offset + at.nbytes for at in placed.values())
     staging = min(CHUNK, arch.context)
-    layout = CacheLayout(policy, staging, arch.layers, arch.kv_heads, arch.head_dim)
+    layout = CacheLayout(policy, staging, arch.layers, arch.kv_heads, arch.head_dim, bits=config.kv_bits)
     kv_bytes = layout.nbytes
     token_bytes = weight_bytes({name: at.nbytes for name, at in placed.items()})
     touched = token_bytes + ROWS * arch.hidden  # pages of an untied embedding that no token asks for are never read

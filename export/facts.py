@@ -79,7 +79,7 @@ def frame(
             "levels": {name: str(level) for name, level in config.levels.items()},
         },
         "device": config.device.name,
-        "kv": _kv(policy),
+        "kv": _kv(policy) | {"bits": config.kv_bits},
         "tokens": spoken.tokens,
         "chat": _chat(spoken, created),
         "matrices": matrices,

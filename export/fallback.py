@@ -31,7 +31,7 @@ from edgellm.export.verify import Parity, compared, continued, prompts_from
 from edgellm.export.vocabulary_tables import write_tokenizer
 from edgellm.export.write import PartialBundle
 from edgellm.runtime import load, manifest
-from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.cache import cache_layout
 from edgellm.runtime.errors import BundleError, CheckpointError, EdgellmError, UsageError
 from edgellm.runtime.kv_policy import KVPolicy, parse_kv
 from edgellm.runtime.perplexity import score
@@ -176,8 +176,7 @@ def _parity(
     """The unquantized graph against torch: prompts of 24 tokens, of one, and of almost a whole sequence."""
     said = manifest.parse({**facts, "chat": None})  # its template is not written yet
     sizes = said.model
-    layout = CacheLayout(policy, CHUNK, sizes.layers, sizes.kv_heads, sizes.head_dim)
-    backend = StandardBackend(floats, layout, sizes.vocabulary, torch.get_num_threads())
+    backend = StandardBackend(floats, cache_layout(said, policy, CHUNK), sizes.vocabulary, torch.get_num_threads())
     session = Session(said, Tokenizer.from_str(folder.tokenizer_json()), backend, policy, CHUNK)
     room = policy.budget
     first = text[0].tolist()

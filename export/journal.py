@@ -29,6 +29,7 @@ def fingerprint(config: ExportConfig) -> str:
     """
     recipe = {"sparsity": str(config.sparsity), "scope": config.scope, "bits": config.bits, "seed": config.seed}
     recipe |= {"head_bits": config.head_bits, "recover": config.recover, "version": VERSION, "torch": torch.__version__}
+    recipe |= {"kv_bits": config.kv_bits}
     recipe |= {"references": config.compares, "fit": str(config.fit), "fit_minutes": str(config.fit_minutes)}
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     files = [config.source] if config.source.is_file() else sorted(config.source.glob("*.*"))

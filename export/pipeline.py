@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgellm.export.adapt_facts import adapt_facts
+from edgellm.export.adapt_graph import adapt_graph, head_graph
 from edgellm.export.calibrate import calibration_ids
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
 from edgellm.export.compress import Read, compress, compress_layer, read_by_head
@@ -23,6 +25,7 @@ from edgellm.export.fit import refuse_unfit
 from edgellm.export.gate import refuse_loss
 from edgellm.export.graph import decoder_graph
 from edgellm.export.journal import fingerprint
+from edgellm.export.key_shift import key_shift, shifts_keys
 from edgellm.export.nodes import DATA, Placed
 from edgellm.export.pack import interleave, pack, stack
 from edgellm.export.packed_source import PackedSource
@@ -115,13 +118,18 @@ def export(
         # 3. Embedding and head, then layer by layer: calibrate, prune, quantize, pack. One block in memory at a time.
         _matrices(writing, calibration, text, progress)
         # 4. The graph around the packed weights, and what text needs.
-        bundle.write("model.onnx", decoder_graph(arch, writing.placed).SerializeToString())
+        bundle.write("model.onnx", decoder_graph(arch, writing.placed, kv_bits=config.kv_bits).SerializeToString())
+        if config.adapt:
+            bundle.write("adapt.onnx", adapt_graph(arch, writing.placed).SerializeToString())
+            bundle.write("head.onnx", head_graph(arch, writing.placed).SerializeToString())
         write_tokenizer(bundle.write, checkpoint.tokenizer_json())
         if checkpoint.chat_template is not None:
             bundle.write("chat_template.jinja", checkpoint.chat_template.encode())
         # 5. Measure: the bundle itself on the device runtime, against torch with the same weights and the dense model.
         facts = describe(config, checkpoint, writing.placed, policy, bundle.facts())
         facts["parity"], facts["quality"] = _measure(writing, facts, text, progress)
+        if config.adapt:
+            facts["adapt"] = adapt_facts(arch, bundle.folder, facts, text, progress)
         refuse_loss(config, facts["quality"])
         write_report(bundle, facts)
         # 6. Only now may it be found.
@@ -184,13 +192,17 @@ def _layer(writing: _Writing, layer: int, x: Tensor | None) -> Tensor | None:
     also = writing.references.layer if writing.references else None
     found, x = compress_layer(writing.config, writing.checkpoint, layer, x, also)
     at = f"layers.{layer}"
-    vectors = writing.checkpoint.architecture.vectors
+    arch = writing.checkpoint.architecture
+    vectors = arch.vectors
     joined = {"qkv": stack([found[role] for role in QKV])} if one_format(found[role].format for role in QKV) else {}
     biases = [f"{role}_bias" for role in QKV if joined and f"{role}_bias" in vectors]
     if biases:
         writing.vector(f"{at}.qkv_bias", [f"{at}.{bias}" for bias in biases])
     for role in (role for role in vectors if role not in biases):
         writing.vector(f"{at}.{role}", [f"{at}.{role}"])
+    if shifts_keys(arch, writing.config.kv_bits):
+        shift = key_shift(arch, layer, writing.checkpoint.vector(f"{at}.k_bias"))
+        writing.bundle.append(f"{at}.k_shift", [shift.numpy()])
     # In the order of a token's reading: kernels prefetch what lies behind.
     joined["gate_up"] = interleave(found["gate"], found["up"])
     for role in (("qkv",) if "qkv" in joined else QKV) + ("o", "gate_up", "down"):
@@ -207,7 +219,7 @@ def _measure(
     threads = torch.get_num_threads()
     session = load(folder, kv="full", threads=threads, manifest=manifest.parse(facts))
     progress("parity with torch", 0, 1)
-    found = parity(arch, writing.packed, session, prompts_from(text))
+    found = parity(arch, writing.packed, session, prompts_from(text), kv_bits=writing.config.kv_bits)
     found.check()
     progress("parity with torch", 1, 1)
     progress("perplexity", 0, 2)

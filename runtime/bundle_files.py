@@ -14,6 +14,7 @@ GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 TOKENIZER = "tokenizer.json"
 TABLES = "tokenizer.tables"  # the same in tables, for the kinds they can describe
+ADAPT, HEAD = "adapt.onnx", "head.onnx"  # of bundles exported with --adapt
 CHAT_TEMPLATE = "chat_template.jinja"
 REPORT = "report.html"
 REQUIRED = (GRAPH, WEIGHTS, TOKENIZER)

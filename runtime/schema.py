@@ -9,6 +9,7 @@ from typing import Any
 
 from edgellm.runtime.bundle_files import CHAT_TEMPLATE, GRAPH, NAME, WEIGHTS, FileFacts
 
+KV_BITS = (16, 8)
 GRAPHS = ("edgellm", "optimum")
 
 
@@ -56,7 +57,8 @@ class Recipe:
 class KVDefaults:
     """The cache a session gets when nothing else is asked for: fields of edgellm.runtime.kv_policy.KVPolicy, in tokens.
 
-    None: as the policy has it by default. budgets: one a layer, or none: `budget` for all.
+    None: as the policy has it by default. budgets: one a layer, or none: `budget` for all. bits: of keys and values in
+    the graph, 16 or 8; a session cannot have others.
     """
 
     policy: str
@@ -68,6 +70,11 @@ class KVDefaults:
     heads: str | None = None
     prefill: str | None = None
     budgets: list[int] = field(default_factory=list)
+    bits: int = 16
+
+    def __post_init__(self) -> None:
+        if self.bits not in KV_BITS:
+            raise ValueError(f'"kv.bits" is {self.bits}; this edgellm runs 16 and 8')
 
     def settings(self) -> dict[str, Any]:
         """What is given beside policy and budgets."""
@@ -169,6 +176,28 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """When a question is unfamiliar: thresholds in nats, measured with this bundle on `prompts` pieces of text.
+
+    entropy: of the mean entropy of an answer's first tokens; nll: of the mean surprise a token of the question. chat:
+    whether the pieces were asked in the chat template.
+    """
+
+    entropy: float
+    nll: float
+    prompts: int
+    chat: bool
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """What test-time adaptation needs to know. softcap: of the output's logits; 0: none."""
+
+    softcap: float
+    gate: Gate | None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything edgellm.json says. Raises ValueError where fields contradict each other."""
 
@@ -186,6 +215,7 @@ class Manifest:
     parity: Parity | None
     files: dict[str, FileFacts]
     device: str | None = None  # what the recipe was chosen for; bundles of 0.1.0's first days do not say
+    adapt: Adapt | None = None  # for bundles that were exported with --adapt
     graph: str = "edgellm"  # whose: ours, or a standard one of "optimum" for a model outside our table
 
     def __post_init__(self) -> None:

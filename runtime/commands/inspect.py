@@ -87,7 +87,7 @@ def show(bundle: Path, manifest: Manifest, verified: bool) -> None:
     table.add_row("recipe", (f"searched for {recipe.fit}" if recipe.fit else made) + updated)
     table.add_row("source", f"{recipe.source}, edgellm {manifest.tool}, {manifest.created}")
     spread = f" ({min(kv.budgets)} to {max(kv.budgets)} a layer)" if kv.budgets else ""
-    table.add_row("KV cache", f"{kv.policy}, {kv.budget} tokens{spread}")
+    table.add_row("KV cache", f"{kv.policy}, {kv.budget} tokens{spread}, {kv.bits} bits")
     table.add_row("files", ", ".join(f"{part} {size / 1e6:.1f} MB" for part, size in found["bytes"].items()))
     if quality := manifest.quality:
         against = f"{quality.perplexity:.3f}, dense {quality.dense_perplexity:.3f}"
