@@ -40,7 +40,7 @@ UNIFORM = {  # MLP, attention, vocabulary
     "dense 4, head 4": (Level(4), Level(4), Level(4)),
     "MLP 4:8 at 4 bits, the rest 4": (Level(4, HALF), Level(4), Level(4)),
     "dense 4, head 8": (Level(4), Level(4), Level(8)),
-    "MLP 4:8 at 8 bits, the rest 8": (Level(8, HALF), Level(8), Level(8)),
+    "MLP 4, the rest 8": (Level(4), Level(8), Level(8)),
 }
 
 
@@ -48,10 +48,8 @@ def uniform(bank: Bank, mlp: Level, attention: Level, vocabulary: Level) -> Choi
     """The choice with one level for all of a kind."""
     kinds = {"embedding": vocabulary, "head": vocabulary, "gate_up": mlp, "down": mlp}
     wanted = [kinds.get(role(unit.name), attention) for unit in bank.units]
-    return tuple(
-        next((i for i, kept in enumerate(row) if kept.level == level), 0)  # of 4:8 and 2:4 the better was kept
-        for row, level in zip(bank.kept, wanted, strict=True)
-    )
+    found = [[kept.level for kept in row] for row in bank.kept]
+    return tuple(row.index(level) for row, level in zip(found, wanted, strict=True))
 
 
 @click.command()
