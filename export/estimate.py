@@ -32,9 +32,10 @@ class Estimate:
 
     bundle_bytes: all files. weight_bytes: packed weights among them. host_bytes: peak resident memory of the export,
     of which host_mapped_bytes are mapped files, which the system drops when memory is short. seconds: of the export,
-    rough. device_bytes: peak on the device with a full cache: weights, kv_bytes, and what the runtime itself takes.
-    token_bytes: read for a token while the cache is empty. tokens_per_s: an upper bound, bandwidth over the bytes read,
-    for an empty cache and for a full one; None where the device's bandwidth is not known.
+    rough. work_bytes: on this machine's disk beside the bundle while it is made. device_bytes: peak on the device with
+    a full cache: weights, kv_bytes, and what the runtime itself takes. token_bytes: read for a token while the cache is
+    empty. tokens_per_s: an upper bound, bandwidth over the bytes read, for an empty cache and for a full one; None
+    where the device's bandwidth is not known.
     """
 
     device: str
@@ -45,6 +46,7 @@ class Estimate:
     host_bytes: int
     host_mapped_bytes: int
     seconds: float
+    work_bytes: int
     device_bytes: int
     token_bytes: int
     tokens_per_s: float | None
@@ -79,6 +81,7 @@ def estimate(checkpoint: Checkpoint, config: ExportConfig) -> Estimate:
         host_bytes=cost.memory_bytes,
         host_mapped_bytes=cost.mapped_bytes,
         seconds=cost.seconds,
+        work_bytes=cost.work_bytes,
         device_bytes=RUNTIME + TOKENIZER * arch.vocabulary + touched + kv_bytes + _activations(arch, staging),
         token_bytes=token_bytes,
         tokens_per_s=rates[0],
