@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/widen.h"
 
 namespace edgellm {
 namespace {
@@ -177,6 +178,6 @@ void from_half(const uint16_t* x, float* y, int n) {
 }  // namespace
 
 const Isa kPortable = {"portable",   decoder, arrange,       unpack, accumulate, quantize, scores<float>, mix<float>,
-                       scores<uint16_t>, mix<uint16_t>, largest, exponentials, silu, gelu_tanh, to_half, from_half};
+                       scores<uint16_t>, mix<uint16_t>, largest, exponentials, silu, gelu_tanh, to_half, from_half, to_floats<true>, to_floats<false>};
 
 }  // namespace edgellm

@@ -7,6 +7,7 @@
 #include "kernels/cpu/avx2/decode.h"
 #include "kernels/cpu/avx2/tables.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/widen.h"
 
 namespace edgellm::EDGELLM_AVX2 {
 namespace {
@@ -206,7 +207,9 @@ constexpr Isa all(const char* name) {
           silu,
           gelu_tanh,
           to_half,
-          from_half};
+          from_half,
+          to_floats<true>,
+          to_floats<false>};
 }
 
 }  // namespace
