@@ -49,8 +49,8 @@ class AdaptiveGeneration(Iterator[str]):
     """Iterate for pieces of text; then read `result` and `report`. The first pieces wait for the gate's tokens.
 
     gate: None takes the bundle's. The session is given back as it was lent, without the sequence where it adapted.
-    Who does not iterate to the end must `close`. Raises UsageError for a bundle that cannot adapt, and as Session.stream
-    does.
+    Who does not iterate to the end must `close`. Raises UsageError for a bundle that cannot adapt, and as
+    Session.stream does.
     """
 
     def __init__(

@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace, cell: str) -> dict[str, Any]:
 
 def distinct2(rows: list[dict[str, Any]]) -> float:
     """Different pairs of words over all pairs, of all answers together."""
-    pairs = [pair for row in rows for words in [row["answer"].split()] for pair in zip(words, words[1:], strict=False)]
+    pairs = [pair for row in rows for words in [row["answer"].split()] for pair in pairwise(words)]
     return len(set(pairs)) / max(1, len(pairs))
 
 

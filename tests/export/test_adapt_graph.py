@@ -126,4 +126,7 @@ def test_weights_are_those_of_the_bundle(llama: tuple[Path, Architecture]) -> No
             at = {entry.key: entry.value for entry in tensor.external_data}
             if at:
                 assert at["location"] == "model.onnx.data"
-                assert (int(at["offset"]), int(at["length"])) == (placed[tensor.name].offset, placed[tensor.name].nbytes)
+                assert (int(at["offset"]), int(at["length"])) == (
+                    placed[tensor.name].offset,
+                    placed[tensor.name].nbytes,
+                )
