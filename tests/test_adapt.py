@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +13,12 @@ from click.testing import CliRunner
 
 from edgellm.kernels.sample import uncertainty
 from edgellm.runtime import load
-from edgellm.runtime.adapter import Adapter, Facts, load_adapter, nearest, save_adapter, stored_adapters
+from edgellm.runtime.adapter import Adapter, Facts, load_adapter, save_adapter
 from edgellm.runtime.adaptive import AdaptiveGeneration
 from edgellm.runtime.carrier import Delta, Prefix
 from edgellm.runtime.cli import main
 from edgellm.runtime.cohort import CohortSettings, adapt_cohort, stream_cohort
-from edgellm.runtime.errors import AdapterError, EdgellmError, UsageError
+from edgellm.runtime.errors import EdgellmError, UsageError
 from edgellm.runtime.gate import begin_answer, nll
 from edgellm.runtime.head import Head
 from edgellm.runtime.learning import Settings
@@ -303,68 +302,6 @@ def test_a_stream_answers_before_it_learns(session: Session, carriers: dict[str,
     assert answers[0] == base[0]
     assert answers[1:] != base[1:]
     assert session.adapter is None
-
-
-def damaged(raw: bytes) -> bytes:
-    return raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:]
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (damaged, "is damaged or was edited"),
-        (lambda raw: raw[: len(raw) // 2], "cannot be read as an adapter"),
-        (lambda raw: b"", "cannot be read as an adapter"),
-        (lambda raw: raw.replace(b"edgellm adapter", b"edgellm adopter"), "is no adapter"),
-    ],
-)
-def test_a_spoilt_file_is_refused(
-    session: Session, question: Question, tmp_path: Path, change: Callable[[bytes], bytes], told: str
-) -> None:
-    path = tmp_path / "one.adapter"
-    save_adapter(path, shifted(session, question))
-    path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(AdapterError, match=told):
-        load_adapter(path, session.manifest)
-
-
-@pytest.mark.parametrize("kind", ["model", "layers", "nan", "token", "carrier"])
-def test_an_adapter_of_another_bundle_is_refused(
-    session: Session, question: Question, tmp_path: Path, kind: str
-) -> None:
-    adapter = shifted(session, question)
-    facts, tensors = adapter.facts, adapter.tensors
-    changed = {
-        "model": Adapter(replace(facts, model="0" * 64), tensors),
-        "layers": Adapter(facts, {**tensors, "key": tensors["key"][:1]}),
-        "nan": Adapter(facts, {**tensors, "key": tensors["key"] * np.float32(np.nan)}),
-        "token": Adapter(replace(facts, tokens=[*facts.tokens[:-1], 10**6]), tensors),
-        "carrier": Adapter(replace(facts, carrier="lora"), tensors),
-    }[kind]
-    save_adapter(tmp_path / "x.adapter", changed)
-    with pytest.raises(AdapterError, match=r"x\.adapter: the adapter (was made with another model|does not fit)"):
-        load_adapter(tmp_path / "x.adapter", session.manifest)
-    with pytest.raises(AdapterError):
-        session.use(changed)
-    assert session.adapter is None
-
-
-def test_of_a_folder_the_nearest_is_chosen(session: Session, question: Question, tmp_path: Path) -> None:
-    axes = np.eye(64)
-    for i, name in enumerate(("farm", "clinic")):
-        adapter = shifted(session, question)
-        save_adapter(
-            tmp_path / f"{name}.adapter", replace(adapter, facts=replace(adapter.facts, about=axes[i].tolist()))
-        )
-    alien = replace(adapter, facts=replace(adapter.facts, model="0" * 64))
-    save_adapter(tmp_path / "alien.adapter", alien)
-    found = dict(stored_adapters(tmp_path, session.manifest))
-    assert [path.stem for path in found] == ["clinic", "farm"]
-    chosen = nearest(found, (axes[1] + 0.1 * axes[5]).astype(np.float32))
-    assert chosen is not None
-    assert chosen.stem == "clinic"
-    assert nearest(found, axes[7].astype(np.float32)) is None
-    session.use(None)
 
 
 def command(*arguments: object) -> tuple[int, str, str]:
