@@ -87,7 +87,7 @@ def test_the_same_tokens_as_python(bundle: Path, kv: str) -> None:
 @pytest.mark.parametrize(("kv", "most"), [("full", 301), ("h2o:128", 60)])
 def test_a_conversation_keeps_what_is_cached(bundle: Path, kv: str, most: int) -> None:
     here, there = load(bundle, kv=kv, threads=1), Door(bundle, kv=kv.encode(), threads=1)
-    turns = [IDS[:50], IDS[:80], IDS[:60] + [9], [5, *IDS[:300]], [5, *IDS[:320]], IDS[:10]]
+    turns = [IDS[:50], IDS[:80], [*IDS[:60], 9], [5, *IDS[:300]], [5, *IDS[:320]], IDS[:10]]
     reused = []
     for ids in turns:
         expected = here.generate(ids, 5, stop=[], keep=True)
@@ -156,26 +156,37 @@ def test_the_context_ends_a_text_and_refuses_a_prompt(bundle: Path) -> None:
     assert len(there.ids()) == 4  # what was there goes on to be there
 
 
-@pytest.mark.parametrize(
-    "request_", [lambda s: s.prompt([]), lambda s: s.prompt([3, 320]), lambda s: s.prompt([-1]), lambda s: s.encode(b"a\xff")]
-)  # fmt: skip
-def test_requests_that_cannot_be_right(bundle: Path, copy: Callable[..., Path], request_: Any) -> None:
+WRONG: dict[str, Callable[[Door], object]] = {
+    "empty": lambda session: session.prompt([]),
+    "an id too high": lambda session: session.prompt([3, 320]),
+    "an id below 0": lambda session: session.prompt([-1]),
+    "not UTF-8": lambda session: session.encode(b"a\xff"),
+    "no tokens": lambda session: session.stream(0),
+    "a temperature below 0": lambda session: session.sample(temperature=-1),
+    "a struct without its size": lambda session: session.sample(size=0),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_requests_that_cannot_be_right(copy: Callable[..., Path], wrong: str) -> None:
     session = Door(copy(lambda data: data["tokens"].update(bos=None)))
     with pytest.raises(DoorError) as found:
         session.ids()
     assert found.value.code == USAGE
     with pytest.raises(DoorError) as found:
-        request_(session)
+        WRONG[wrong](session)
     assert found.value.code == USAGE
     assert session.library.edgellm_next(None, None, None) == USAGE
 
 
 @pytest.mark.parametrize(
     "kv",
-    ["vatp", "best:5", "full:0", "full:2000", "window:4", "vatp:32,sinks=30", "h2o:64,recent=1.5e9", "h2o:64,recent=nan",
-     "a2sf:64,forget=2", "tova:64,heads=most", "h2o:64,prefill=half", "full:64,sinks=5", "window:64,recent=3", "h2o:64,x=1",
-     "h2o:6x", "h2o:64,sinks=a", "h2o:64,queries=99999999999"],
-)  # fmt: skip
+    [
+        *("vatp", "best:5", "full:0", "full:2000", "window:4", "vatp:32,sinks=30", "h2o:64,recent=1.5e9"),
+        *("h2o:64,recent=nan", "a2sf:64,forget=2", "tova:64,heads=most", "h2o:64,prefill=half", "full:64,sinks=5"),
+        *("window:64,recent=3", "h2o:64,x=1", "h2o:6x", "h2o:64,sinks=a", "h2o:64,queries=99999999999"),
+    ],
+)
 def test_policies_are_refused_as_in_python(bundle: Path, kv: str) -> None:
     with pytest.raises(EdgellmError) as expected:
         parse_kv(kv, 1024)
@@ -229,17 +240,21 @@ def test_what_only_a_hash_of_the_weights_finds(copy: Callable[..., Path]) -> Non
     assert found.value.code == BUNDLE
 
 
+def outcome(bundle: Path) -> int:
+    """The status of opening it."""
+    try:
+        Door(bundle)
+    except DoorError as error:
+        return error.code
+    return 0
+
+
 def test_every_flipped_byte_of_the_manifest_is_told(copy: Callable[..., Path]) -> None:
     broken = copy()
     raw = (broken / "edgellm.json").read_bytes()
     for place in range(0, len(raw), 41):
         (broken / "edgellm.json").write_bytes(raw[:place] + bytes([raw[place] ^ 4]) + raw[place + 1 :])
-        try:
-            Door(broken)
-        except DoorError as error:
-            assert error.code == BUNDLE
-        else:
-            pytest.fail(f"byte {place} ({raw[place : place + 1]!r}) may be anything")
+        assert outcome(broken) == BUNDLE, raw[place - 20 : place + 20]
 
 
 def test_a_graph_of_others_is_refused(copy: Callable[..., Path]) -> None:

@@ -25,13 +25,38 @@ from tests.test_door import missing
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 NASTY = [
-    "", " ", "  ", "a  b   c", "\n", "\r\n\r\n x", "\t\t\tx\n\n \n y", " leading", "trailing ", "  \n  x", "?!...\n\n\r\n  \n",
-    "don't I'LL we'Ve they're it'S 'ſ x'ſ 'K 'D'M '''", "12345 1,234.56 ½ ² ٣٤٥ Ⅷ 𝟙𝟚", "naïve café e\u0301 o\u0308\u0323 ǆ ﬁ Å Ω",
-    "각 ᄀ\u1161\u11a8 \uac00\u11a8", "\u0344\u0958 \u2126 \u0300 \u0301x q\u0307\u0323", "日本語テスト、中文。한국어", "ا٣ عربى עִבְרִית हिन्दी ไทย",
-    "👩‍👩‍👧‍👦🏳️‍🌈🇫🇷 ok", "<|im_start|>user\nhi<|im_end|>\n", "x<|im_end|", "<s><s> <|x|>  y  <|x|>", "\u00a0\u2003x\u3000y\u200b\u200d",
-    "a\x00b\x1c\x1d\x1f\x85c", "\ufeffbom", "\U0010ffff\ue000", "a" * 300, "#!/bin/bash\n\tif (x) { return a[i]; }  // ok\n",
-    "\u1c89\ua7cb\U00010d40\U000323b0", "<unused5><0x0A>\n\n\n\t\t", "▁▁ x ▁",
-]  # fmt: skip
+    "",
+    " ",
+    "  ",
+    "a  b   c",
+    "\n",
+    "\r\n\r\n x",
+    "\t\t\tx\n\n \n y",
+    " leading",
+    "trailing ",
+    "  \n  x",
+    "?!...\n\n\r\n  \n",
+    "don't I'LL we'Ve they're it'S 'ſ x'ſ 'K 'D'M '''",
+    "12345 1,234.56 ½ ² ٣٤٥ Ⅷ 𝟙𝟚",
+    "naïve café e\u0301 o\u0308\u0323 ǆ ﬁ Å Ω",
+    "각 ᄀ\u1161\u11a8 \uac00\u11a8",
+    "\u0344\u0958 \u2126 \u0300 \u0301x q\u0307\u0323",
+    "日本語テスト、中文。한국어",
+    "ا٣ عربى עִבְרִית हिन्दी ไทย",
+    "👩‍👩‍👧‍👦🏳️‍🌈🇫🇷 ok",
+    "<|im_start|>user\nhi<|im_end|>\n",
+    "x<|im_end|",
+    "<s><s> <|x|>  y  <|x|>",
+    "\u00a0\u2003x\u3000y\u200b\u200d",
+    "a\x00b\x1c\x1d\x1f\x85c",
+    "\ufeffbom",
+    "\U0010ffff\ue000",
+    "a" * 300,
+    "#!/bin/bash\n\tif (x) { return a[i]; }  // ok\n",
+    "\u1c89\ua7cb\U00010d40\U000323b0",
+    "<unused5><0x0A>\n\n\n\t\t",
+    "▁▁ x ▁",
+]
 
 
 def llama3() -> Tokenizer:

@@ -1,10 +1,11 @@
 """hello.cc beside the same in Python: start-up time and memory overhead, round by round.
 
-    python -m tests.benchmarks.door BUNDLE HELLO [--rounds 7] [--threads 1]
+    python -m tests.benchmarks.door BUNDLE HELLO [--rounds 7]
 
 HELLO is examples/hello.cc, built as docs/cpp.md says. Start-up is from the process's start to its first text, the run
 of a one-token prompt included. Overhead is what is resident then (Rss) beyond the mapped weights and the cache; `dirty`
-is the part of it that no other process can share (Private_Dirty). Both sides run the same bundle; medians and the ratio of every round are printed as JSON.
+is the part of it that no other process can share (Private_Dirty). Both sides run the same bundle; medians, and that of
+every round's ratio, are printed as JSON.
 """
 
 from __future__ import annotations
