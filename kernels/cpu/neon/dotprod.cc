@@ -51,7 +51,6 @@ const Isa kNeonDotprod = {"neon_dotprod",   neon::decoder,   neon::arrange,  neo
                           neon::quantize,   neon::scores,    neon::mix, neon::scores_half, neon::mix_half,
                           neon::scores_int8, neon::mix_int8, neon::largest,      neon::exponentials,
                           neon::silu,       neon::gelu_tanh, neon::to_half,  neon::from_half, neon::from_int8,
-                          neon::quantize,   neon::scores,    neon::mix, neon::scores_half, neon::mix_half,      neon::largest,      neon::exponentials,
-                          neon::silu,       neon::gelu_tanh, neon::to_half,  neon::from_half, to_floats<true>, to_floats<false>};
+                          to_floats<true>, to_floats<false>};
 
 }  // namespace edgellm
