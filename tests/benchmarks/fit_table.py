@@ -12,6 +12,7 @@ dense model's inputs. What is in the work folder is not done again, so that it c
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -101,7 +102,7 @@ def main(
             row["levels"][unit.name] = str(levels_of[index].level)
         losses = {}
         for side, choice in (("uniform", plain), ("fit", found.choice)):
-            kept = folder / f"{side}.{tokens}.pt"
+            kept = work / f"{hashlib.sha256(repr((choice, tokens)).encode()).hexdigest()[:16]}.pt"
             if not kept.exists():
                 torch.save(window_losses(arch, bank.source(choice), ids, WINDOW), kept)
             losses[side], counts = torch.load(kept)
