@@ -353,6 +353,13 @@ def test_a_bundle_without_the_graph_says_so(tiny_model: Path, tmp_path: Path) ->
     assert "Export it again with --adapt" in error
 
 
+def test_inspect_says_when_it_adapts(bundle: Path) -> None:
+    code, told, _ = command("inspect", bundle)
+    assert code == 0
+    assert "adapts" in told
+    assert "48 questions" in told
+
+
 def test_thresholds_are_measured_at_export(bundle: Path) -> None:
     facts = json.loads((bundle / "edgellm.json").read_bytes())["adapt"]
     assert facts["gate"]["chat"] is True
