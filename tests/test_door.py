@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,16 @@ def test_step_by_step(bundle: Path) -> None:
     assert there.state().stop_reason == b"stop token"
     assert there.stream(5) == []
     assert there.library.edgellm_next(there.session, token, piece) == END
+
+
+def test_sessions_run_side_by_side(bundle: Path) -> None:
+    expected = [load(bundle, threads=1).generate(IDS[start : start + 30], 20).ids for start in range(4)]
+
+    def generate(start: int) -> list[int]:
+        return Door(bundle, threads=1).generate(IDS[start : start + 30], 20)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(generate, range(4))) == expected
 
 
 def test_the_caller_can_stop(bundle: Path) -> None:
