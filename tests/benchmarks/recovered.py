@@ -12,11 +12,12 @@ from edgellm.export.architectures import MATRICES, Architecture, role
 from edgellm.export.block_recovery import Goal, train_block
 from edgellm.export.calibrate import statistics
 from edgellm.export.compress import Read, rounded
-from edgellm.export.config import GROUP, ExportConfig
+from edgellm.export.config import ExportConfig
 from edgellm.export.decoder import Block, load_block, propagate
 from edgellm.export.distill import token_weights
 from edgellm.export.end_to_end import Plan, train
 from edgellm.export.hessian import Hessians
+from edgellm.export.level import GROUP
 from edgellm.export.prune import SWEPT, mask
 from edgellm.export.sparsegpt import updated
 from edgellm.export.straight_through import Latent

@@ -20,10 +20,11 @@ from tests.conftest import ROOT
 from edgellm.export import block_recovery, distill, end_to_end, recover
 from edgellm.export.block_recovery import Goal, train_block
 from edgellm.export.checkpoint import open_checkpoint
-from edgellm.export.config import ExportConfig, Sparsity
+from edgellm.export.config import ExportConfig
 from edgellm.export.decoder import forward, load_block
 from edgellm.export.effort import effort
 from edgellm.export.end_to_end import Plan, train
+from edgellm.export.level import Sparsity
 from edgellm.export.packed_source import PackedSource, read_placed
 from edgellm.export.pipeline import export
 from edgellm.export.recovery_cost import planned_steps, whole_bytes
@@ -34,7 +35,7 @@ from edgellm.runtime import load
 from edgellm.runtime.cli import main
 from edgellm.runtime.errors import EdgellmError, UsageError
 
-SETTINGS: dict[str, Any] = {"sparsity": Sparsity.parse("dass:2:4"), "bits": 4, "recover_minutes": 1.0}
+SETTINGS: dict[str, Any] = {"sparsity": Sparsity.parse("dass:2:4"), "bits": 8, "recover_minutes": 1.0}
 
 
 @pytest.fixture(autouse=True)

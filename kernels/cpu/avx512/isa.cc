@@ -5,6 +5,7 @@
 #include "kernels/cpu/avx512/exponentials.h"
 #include "kernels/cpu/avx512/quantize.h"
 #include "kernels/cpu/avx512/unpack.h"
+#include "kernels/cpu/widen.h"
 
 namespace edgellm::EDGELLM_AVX512 {
 constexpr Isa all(const char* name) {
@@ -18,12 +19,17 @@ constexpr Isa all(const char* name) {
           mix<float>,
           scores<uint16_t>,
           mix<uint16_t>,
+          scores<int8_t>,
+          mix<int8_t>,
           largest,
           exponentials,
           silu,
           gelu_tanh,
           to_half,
-          from_half};
+          from_half,
+          from_int8,
+          to_floats<true>,
+          to_floats<false>};
 }
 }  // namespace edgellm::EDGELLM_AVX512
 
