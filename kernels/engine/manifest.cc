@@ -55,7 +55,7 @@ void check_file(const std::string& folder, const std::string& name, const Json& 
   if (size != wanted)
     throw bundle_error(name + " is " + (size < wanted ? "truncated" : "damaged") + ": " + std::to_string(size) + " bytes, " + kManifest +
                        " says " + std::to_string(wanted));
-  if (hashed && sha256(MappedFile(folder, name).bytes()) != expected["sha256"].string())
+  if (hashed && sha256_of_file(folder, name) != expected["sha256"].string())
     throw bundle_error(name + " is damaged or was edited: its SHA-256 is not the one in " + kManifest);
 }
 
