@@ -15,6 +15,10 @@ VERBS = {
     "generate": ("edgellm.runtime.commands.generate:command", "Continue a prompt."),
     "chat": ("edgellm.runtime.commands.chat:command", "Talk with the model."),
     "cache-prompt": ("edgellm.runtime.commands.cache_prompt:command", "Save a prompt's KV cache to a file."),
+    "adapt": (
+        "edgellm.runtime.commands.adapt:command",
+        "Learn from unlabelled questions of one kind; save an adapter.",
+    ),
     "eval": (
         "edgellm.runtime.commands.eval:command",
         "Perplexity of a text, or tasks over long prompts under KV policies.",

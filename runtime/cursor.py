@@ -105,8 +105,15 @@ class Cursor:
             self.staged, self.fed = tokens - older, tokens
         return self.fed
 
+    def plant(self, tokens: int) -> None:
+        """Begin with so many tokens committed, in slots from 0 on; no policy evicts them before the next reset."""
+        self.reset()
+        self.committed, self.fed = [tokens] * self.layers, tokens
+        self._rows[:, COLUMN["sinks"]] = max(self.policy.sinks, tokens)
+
     def reset(self) -> None:
         """Forget every token; the buffers keep their bytes, which nothing reads any more."""
         self.committed, self.staged, self.fed = [0] * self.layers, 0, 0
         self.budgets, self.places = self.own_budgets, self.own_budgets
         self.votes, self.anchor = (0.0, 0.0), 0
+        self._rows[:, COLUMN["sinks"]] = self.policy.sinks

@@ -144,13 +144,43 @@ class KVCache:
         """Forget the sequence."""
         self._cursor.reset()
 
+    def plant(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+        """Begin the sequence with P tokens of these keys and values [layers, kv_heads, P, head_dim], at positions from
+        0 on, kept whatever the policy. Raises UsageError where the budget has no room beside them."""
+        tokens, policy = keys.shape[2], self._usual.policy
+        for budget in self._usual.budgets:
+            if max(tokens, policy.sinks) + policy.recent_tokens(budget) > budget or tokens >= budget:
+                what = f"a KV budget of {budget} tokens has no room beside an adapter's {tokens}"
+                raise UsageError(what, "Give a larger one with --kv.")
+        self._cursor.plant(tokens)
+        slots = np.arange(tokens)
+        for layer in range(self._usual.layers):
+            self.backend.write_slots(f"key.{layer}", slots, keys[layer])
+            self.backend.write_slots(f"value.{layer}", slots, values[layer])
+            self.backend.write_slots(f"position.{layer}", slots, np.broadcast_to(slots, keys.shape[1:3]))
+            score = np.zeros((*keys.shape[1:3], policy.planes), np.float32)
+            if policy.planes > NORM:
+                score[..., NORM] = np.abs(values[layer]).sum(axis=-1)
+            self.backend.write_slots(f"score.{layer}", slots, score)
+
+    def first(self, tokens: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(keys, values) of the sequence's first tokens, [layers, kv_heads, tokens, head_dim]; nothing may be evicted
+        yet."""
+
+        def read(name: str) -> NDArray[np.float32]:
+            layers = range(self._usual.layers)
+            held = [self.backend.read_slots(f"{name}.{i}", self._cursor.slots(i)[:tokens]) for i in layers]
+            return np.stack(held).astype(np.float32)
+
+        return read("key"), read("value")
+
     def save(self, path: Path, model: str, tokens: Sequence[int]) -> None:
         """Write the cache and the sequence it belongs to. Raises EdgellmError where the file cannot be written."""
         from edgellm.runtime.prompt_cache import Facts, write_prompt_cache  # late: few sessions need safetensors
 
         cursor, layout = self._cursor, self._usual
         place = cursor.committed, cursor.staged, list(cursor.votes), cursor.anchor
-        facts = Facts(model, str(layout.policy), list(layout.budgets), *place)
+        facts = Facts(model, str(layout.policy), list(layout.budgets), *place, layout.bits)
         write_prompt_cache(path, facts, tokens, self.copy().slots)
 
     def restore(self, path: Path, model: str) -> list[int]:
