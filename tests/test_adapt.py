@@ -196,7 +196,7 @@ def test_a_gated_question_is_adapted_to_and_forgotten(
     run = AdaptiveGeneration(session, question, carriers[name], 20, settings=replace(BOLD, rate=0.1), gate=ALWAYS)
     assert "".join(run) == run.result.text
     report = run.report
-    assert (report.gated, report.accepted, report.steps) == (True, True, 3)
+    assert (report.gated, report.accepted, report.steps) == (True, True, 2)
     assert report.entropy_after is not None
     assert report.entropy_after < report.entropy
     assert report.extra_s > 0
