@@ -14,6 +14,7 @@ from edgellm.export.graph import decoder_graph
 from edgellm.export.nodes import Placed
 from edgellm.export.plan import planned
 from edgellm.export.vocabulary_tables import vocabulary_tables
+from edgellm.export.write import ALIGNMENT
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.loading import CHUNK
 from edgellm.runtime.roofline import weight_bytes
@@ -22,6 +23,8 @@ from edgellm.runtime.roofline import weight_bytes
 RUNTIME, TOKENIZER = 60 * MIB, 1000
 ROWS = 4096  # of an untied embedding, two bytes a weight, that a session asks for
 MANIFEST, MATRIX_ENTRY = 4096, 180  # bytes of edgellm.json: as a whole, and a matrix
+REPORT, LAYER_ENTRY = 6000, 250  # of report.html: as a whole, and a layer
+LEVEL = 200  # of both for a matrix whose level was searched
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,10 @@ class Estimate:
 
     bundle_bytes: all files. weight_bytes: packed weights among them. host_bytes: peak resident memory of the export,
     of which host_mapped_bytes are mapped files, which the system drops when memory is short. seconds: of the export,
-    rough. device_bytes: peak on the device with a full cache: weights, kv_bytes, and what the runtime itself takes.
-    token_bytes: read for a token while the cache is empty. tokens_per_s: an upper bound, bandwidth over the bytes read,
-    for an empty cache and for a full one; None where the device's bandwidth is not known.
+    rough. work_bytes: on this machine's disk beside the bundle while it is made. device_bytes: peak on the device with
+    a full cache: weights, kv_bytes, and what the runtime itself takes. token_bytes: read for a token while the cache is
+    empty. tokens_per_s: an upper bound, bandwidth over the bytes read, for an empty cache and for a full one; None
+    where the device's bandwidth is not known.
     """
 
     device: str
@@ -43,6 +47,7 @@ class Estimate:
     host_bytes: int
     host_mapped_bytes: int
     seconds: float
+    work_bytes: int
     device_bytes: int
     token_bytes: int
     tokens_per_s: float | None
@@ -59,7 +64,7 @@ def estimate(checkpoint: Checkpoint, config: ExportConfig) -> Estimate:
     placed = planned(config, checkpoint)
     weights = max(at.offset + at.nbytes for at in placed.values())
     staging = min(CHUNK, arch.context)
-    layout = CacheLayout(policy, staging, arch.layers, arch.kv_heads, arch.head_dim)
+    layout = CacheLayout(policy, staging, arch.layers, arch.kv_heads, arch.head_dim, bits=config.kv_bits)
     kv_bytes = layout.nbytes
     token_bytes = weight_bytes({name: at.nbytes for name, at in placed.items()})
     touched = token_bytes + ROWS * arch.hidden  # pages of an untied embedding that no token asks for are never read
@@ -77,11 +82,23 @@ def estimate(checkpoint: Checkpoint, config: ExportConfig) -> Estimate:
         host_bytes=cost.memory_bytes,
         host_mapped_bytes=cost.mapped_bytes,
         seconds=cost.seconds,
+        work_bytes=cost.work_bytes,
         device_bytes=RUNTIME + TOKENIZER * arch.vocabulary + touched + kv_bytes + _activations(arch, staging),
         token_bytes=token_bytes,
         tokens_per_s=rates[0],
         tokens_per_s_full_cache=rates[1],
     )
+
+
+def matrix_room(checkpoint: Checkpoint, config: ExportConfig) -> int:
+    """Bytes of packed matrices that leave a bundle within config.fit, whatever their levels will be."""
+    assert config.fit is not None
+    arch = checkpoint.architecture
+    placed = planned(config, checkpoint)
+    vectors = sum(-(-at.nbytes // ALIGNMENT) * ALIGNMENT for at in placed.values() if at.format is None)
+    matrices = [rows * columns for _, (rows, columns) in arch.tensors() if columns]
+    others = vectors + _other_files(checkpoint, placed, config.adapt) + LEVEL * len(matrices)
+    return config.fit.matrix_bytes(sum(matrices), others)
 
 
 def _other_files(checkpoint: Checkpoint, placed: dict[str, Placed], adapt: bool) -> int:
@@ -90,7 +107,8 @@ def _other_files(checkpoint: Checkpoint, placed: dict[str, Placed], adapt: bool)
     texts = (checkpoint.tokenizer_json(), checkpoint.chat_template or "")
     tables = len(vocabulary_tables(texts[0]) or b"")
     matrices = sum(at.format is not None for at in placed.values())
-    return int(graph) + tables + sum(len(text.encode()) for text in texts) + MANIFEST + MATRIX_ENTRY * matrices
+    page = REPORT + LAYER_ENTRY * checkpoint.architecture.layers
+    return int(graph) + tables + sum(len(text.encode()) for text in texts) + page + MANIFEST + MATRIX_ENTRY * matrices
 
 
 def _activations(arch: Architecture, staging: int) -> int:

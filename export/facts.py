@@ -69,15 +69,17 @@ def frame(
         "model": dict(model),
         "recipe": {
             "source": source,
-            "sparsity": str(config.sparsity),
+            "sparsity": "searched" if config.fit else str(config.sparsity),
             "scope": config.scope,
-            "bits": config.bits or "as stored",
-            "head_bits": config.width("embedding") or "as stored",
+            "bits": "searched" if config.fit else config.bits or "as stored",
+            "head_bits": "searched" if config.fit else config.width("embedding") or "as stored",
             "recover": config.recover if config.updates else "none",
             "calibration": config.calibration.name if config.calibration else None,
+            "fit": None if config.fit is None else str(config.fit),
+            "levels": {name: str(level) for name, level in config.levels.items()},
         },
         "device": config.device.name,
-        "kv": _kv(policy),
+        "kv": _kv(policy) | {"bits": config.kv_bits},
         "tokens": spoken.tokens,
         "chat": _chat(spoken, created),
         "matrices": matrices,
@@ -91,6 +93,8 @@ def _kv(policy: KVPolicy) -> dict[str, Any]:
     facts: dict[str, Any] = {"policy": policy.name, "budget": policy.budget, "sinks": policy.sinks}
     if policy.name not in ("full", "window"):
         facts |= {name: getattr(policy, name) for name in ("recent", "forget", "queries", "heads", "prefill")}
+    facts |= {"layers": policy.layers} if policy.layers != "alike" else {}
+    facts |= {"pool": policy.pool} if policy.pool else {}
     return facts | ({"budgets": list(policy.budgets)} if policy.budgets else {})
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from edgellm.devices.memory import available_bytes, peak_rss_bytes
 from edgellm.devices.profile import HOST, load, names
 from edgellm.export.checkpoint import Checkpoint
-from edgellm.export.config import ExportConfig, Sparsity
+from edgellm.export.config import ExportConfig
 from edgellm.export.estimate import Estimate, estimate
+from edgellm.export.level import Sparsity
 from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.kv_policy import SINKS
 
@@ -22,6 +23,7 @@ STEP = 64  # tokens: budgets are offered in multiples of it
 # From what costs the least quality to what costs the most; a cache of N tokens is tried with each.
 RECIPES: tuple[dict[str, Any], ...] = (
     {},
+    {"kv_bits": 8},
     {"bits": 4},
     {"bits": 4, "head_bits": 4},
     {"bits": 4, "sparsity": Sparsity("dass", 2, 4)},
@@ -62,7 +64,7 @@ def need(expected: Estimate, name: str) -> int:
     device every token reads them all."""
     return {
         "device": expected.device_bytes,
-        "disk": expected.bundle_bytes,
+        "disk": expected.bundle_bytes + expected.work_bytes,
         "host": expected.host_bytes - expected.host_mapped_bytes,
     }[name]
 
@@ -80,7 +82,7 @@ def refuse_unfit(checkpoint: Checkpoint, config: ExportConfig, expected: Estimat
     where = {
         "device": f"{_title(config)} has {has} of memory for a model, and this one needs {needs}: "
                   f"weights {size(expected.weight_bytes)}, KV cache {size(expected.kv_bytes)} ({expected.kv})",
-        "disk": f"the disk of {config.out} has {has} free, and the bundle needs {needs}",
+        "disk": f"the disk of {config.out} has {has} free, and the export needs {needs}",
         "host": f"this machine has {has} of memory free, and the export needs {needs}",
     }[short]  # fmt: skip
     found = [*_options(checkpoint, config, room, short), *_otherwise(checkpoint, config, expected, room, short)]
@@ -156,7 +158,7 @@ def _try(checkpoint: Checkpoint, config: ExportConfig) -> Estimate | None:
 
 
 def _flags(config: ExportConfig, other: ExportConfig) -> str:
-    names = ("bits", "head_bits", "sparsity", "scope", "kv", "calibration", "recover")
+    names = ("bits", "head_bits", "sparsity", "scope", "kv", "kv_bits", "calibration", "recover")
     changed = [name for name in names if getattr(other, name) != getattr(config, name)]
     return " ".join(f"--{name.replace('_', '-')} {getattr(other, name)}" for name in changed)
 

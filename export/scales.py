@@ -39,18 +39,27 @@ def search(w: Tensor, importance: Tensor, bits: int, zero: str) -> Grid:
 
 def codes(w: Tensor, grid: Grid, bits: int) -> Tensor:
     """The nearest codes 0 ... 2^bits - 1, float32 [..., g], of weights [..., g]; 0 where the scale is 0 or infinite."""
+    inverse, low = reciprocal(grid)
+    return nearest(w, inverse[..., None], low[..., None], bits)
+
+
+def reciprocal(grid: Grid) -> Grid:
+    """(1 / scale, minimum), both 0 where the scale is 0 or one of them infinite."""
     scale, minimum = grid
     usable = torch.isfinite(scale) & (scale != 0) & torch.isfinite(minimum)
-    inverse = torch.where(usable, 1 / torch.where(usable, scale, 1), 0)
-    low = torch.where(usable, minimum, 0)
-    return (w - low[..., None]).mul_(inverse[..., None]).round_().clamp_(0, (1 << bits) - 1)
+    return torch.where(usable, 1 / torch.where(usable, scale, 1), 0), torch.where(usable, minimum, 0)
+
+
+def nearest(w: Tensor, inverse: Tensor, low: Tensor, bits: int) -> Tensor:
+    """The codes of weights, by what `reciprocal` gave."""
+    return (w - low).mul_(inverse).round_().clamp_(0, (1 << bits) - 1)
 
 
 def _symmetric(w: Tensor, kept: Tensor, bits: int) -> Iterator[Grid]:
     half = 1 << (bits - 1)
     largest = torch.where(kept, w.abs(), 0).amax(-1)
     # How many steps the largest weight is: half - 1 clips nothing whatever its sign.
-    for step in range(11 if bits == 4 else 1):
+    for step in range(11 if bits < 8 else 1):
         for sign in (1, -1):
             yield _anchored(largest * (sign / (half - 1 + half * step / 16)), half)
 
@@ -62,7 +71,7 @@ def _range(w: Tensor, kept: Tensor, bits: int) -> Iterator[Grid]:
     empty = low > high  # every weight of the group was dropped
     low, high = torch.where(empty, 0, low), torch.where(empty, 0, high)
     span = high - low
-    ends = CLIPPED if bits == 4 else CLIPPED[:1]
+    ends = CLIPPED if bits < 8 else CLIPPED[:1]
     for below in ends:
         for above in ends:
             minimum = _half(low + below * span)

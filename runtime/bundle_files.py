@@ -16,6 +16,7 @@ TOKENIZER = "tokenizer.json"
 TABLES = "tokenizer.tables"  # the same in tables, for the kinds they can describe
 ADAPT, HEAD = "adapt.onnx", "head.onnx"  # of bundles exported with --adapt
 CHAT_TEMPLATE = "chat_template.jinja"
+REPORT = "report.html"
 REQUIRED = (GRAPH, WEIGHTS, TOKENIZER)
 LARGEST_MANIFEST = 1 << 26  # bytes; the real ones are under 100 kB
 HASHED_ALWAYS = 1 << 26  # files below this size are hashed at every load (64 MiB take about 50 ms)

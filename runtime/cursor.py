@@ -34,8 +34,14 @@ class Cursor:
     anchor: int = 0
 
     def __post_init__(self) -> None:
-        self._rows = control_of([self.policy.control(budget) for budget in self.own_budgets])  # what stays the same
+        self.follow(self.policy)
         self.reset()
+
+    def follow(self, policy: KVPolicy) -> None:
+        """From the next run on another policy evicts, by the scores that there are."""
+        self.policy = policy
+        self._rows = control_of([policy.control(budget) for budget in self.own_budgets])  # what stays the same
+        self.budgets = self.own_budgets
 
     @property
     def own_budgets(self) -> list[int]:

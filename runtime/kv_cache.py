@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,15 @@ from edgellm.runtime.backend import Backend
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.cursor import Cursor
 from edgellm.runtime.errors import UsageError
+from edgellm.runtime.kv_policy import NORMED, KVPolicy
+
+
+@dataclass(frozen=True)
+class CacheCopy:
+    """How far a cache was filled, and its slots in use by buffer: [kv_heads, slots, …]."""
+
+    cursor: Cursor
+    slots: dict[str, NDArray[Any]]
 
 
 class KVCache:
@@ -37,20 +49,31 @@ class KVCache:
         """The share of attention ever paid (as the scores count it) that tokens still held received: mean over heads.
 
         group: query heads a KV head. None where it cannot be told: a window that evicted has no scores, and the largest
-        of several heads' attention has no sum to compare with.
+        of several heads' or tokens' attention has no sum to compare with.
         """
-        policy, cursor = self._layout.policy, self._cursor
+        policy, cursor = self._cursor.policy, self._cursor
         if not any(cursor.evicted):
             return 1.0
         paid = sum(cursor.votes) * (group if policy.heads == "sum" else 1)
-        if policy.number != SCORE or policy.heads == "max" or not paid:
+        if policy.number != SCORE or policy.heads == "max" or policy.pool or not paid:
             return None
-        kept = []
-        for layer in range(self._layout.layers):
-            score = self.backend.read_slots(f"score.{layer}", cursor.slots(layer))
-            older = score[..., OLDER] if policy.queries else 0.0
-            kept.append((score[..., ATTENTION] + older).sum(axis=1, dtype=np.float64) / paid)
+        kept = [self._paid(layer)[0].sum(axis=1, dtype=np.float64) / paid for layer in range(self._layout.layers)]
         return min(1.0, float(np.mean(kept)))
+
+    def importance(self, layer: int) -> NDArray[np.float32]:
+        """What a layer's tokens are ranked by, [kv_heads, tokens]: in the sequence's order where nothing was evicted.
+
+        The policy must score.
+        """
+        paid, score = self._paid(layer)
+        ranked: NDArray[np.float32] = paid * score[..., NORM] if self._cursor.policy.name in NORMED else paid
+        return ranked
+
+    def _paid(self, layer: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(attention that tokens received and that counts [kv_heads, tokens], all planes of their scores)."""
+        score = self.backend.read_slots(f"score.{layer}", self._cursor.slots(layer))
+        older = score[..., OLDER] if self._cursor.policy.queries else np.float32(0)
+        return score[..., ATTENTION] + older, score
 
     def run(self, ids: NDArray[np.int64], rows: NDArray[np.int64], counted: int | None = None) -> NDArray[np.float32]:
         """Append ids [T], at most `staging`; logits [R, V] of `rows`.
@@ -70,7 +93,7 @@ class KVCache:
 
         Raises EdgellmError, with the sequence as it was, where there is no memory for them.
         """
-        policy, cursor = self._layout.policy, self._cursor
+        policy, cursor = self._cursor.policy, self._cursor
         if policy.prefill != "whole":
             return
         if policy.queries:  # so that exactly the prompt's last `queries` queries count when it is pruned
@@ -83,7 +106,35 @@ class KVCache:
 
     def prune(self) -> None:
         """From the next run on the policy's budgets hold again."""
-        self._cursor.budgets = self._cursor.own_budgets
+        cursor = self._cursor
+        cursor.budgets = cursor.own_budgets
+        for layer in range(self._layout.layers) if cursor.policy.pool else ():
+            slots = cursor.slots(layer)
+            score = self.backend.read_slots(f"score.{layer}", slots)
+            position = self.backend.read_slots(f"position.{layer}", slots)
+            self.backend.write_slots(f"score.{layer}", slots, pooled(score, position, cursor.policy.pool))
+
+    def follow(self, policy: KVPolicy) -> None:
+        """From the next run on another policy evicts, by the scores that there are. The buffers stay as they are.
+
+        Raises UsageError for one that needs more of them than there is.
+        """
+        if policy.planes > self._usual.policy.planes or max(policy.layer_budgets(1)) > max(self._usual.budgets):
+            raise UsageError(f"a cache made for {self._usual.policy} cannot go on as {policy}")
+        self._cursor.follow(policy)
+        self.prune()
+
+    def copy(self) -> CacheCopy:
+        """What `paste` puts back."""
+        slots = {n: self.backend.read_slots(n, self._cursor.slots(layer)) for layer, n, _ in self._usual.filled()}
+        return CacheCopy(deepcopy(self._cursor), slots)
+
+    def paste(self, copied: CacheCopy) -> None:
+        """Take over what a cache of this model and layout held when it was copied."""
+        self._fit(copied.cursor.places)
+        for layer, name, _ in self._usual.filled():
+            self.backend.write_slots(name, copied.cursor.slots(layer), copied.slots[name])
+        self._cursor = deepcopy(copied.cursor)
 
     def cut_back(self, tokens: int) -> int:
         """See Cursor.cut_back."""
@@ -129,9 +180,8 @@ class KVCache:
 
         cursor, layout = self._cursor, self._usual
         place = cursor.committed, cursor.staged, list(cursor.votes), cursor.anchor
-        facts = Facts(model, str(layout.policy), list(layout.budgets), *place)
-        filled = {name: self.backend.read_slots(name, cursor.slots(layer)) for layer, name, _ in layout.filled()}
-        write_prompt_cache(path, facts, tokens, filled)
+        facts = Facts(model, str(layout.policy), list(layout.budgets), *place, layout.bits)
+        write_prompt_cache(path, facts, tokens, self.copy().slots)
 
     def restore(self, path: Path, model: str) -> list[int]:
         """Take over a file's cache and return its sequence. Raises PromptCacheError, with all as it was."""
@@ -145,10 +195,7 @@ class KVCache:
             cursor.committed, cursor.staged = [held + facts.staged for held in facts.committed], 0
         cursor.fed, cursor.votes, cursor.anchor = len(file.tokens), (facts.votes[0], facts.votes[1]), facts.anchor
         cursor.places = [max(pair) for pair in zip(cursor.budgets, cursor.committed, strict=True)]
-        self._fit(cursor.places)
-        for layer, name, _ in self._usual.filled():
-            self.backend.write_slots(name, cursor.slots(layer), file.slots(name))
-        self._cursor = cursor
+        self.paste(CacheCopy(cursor, {name: file.slots(name) for _, name, _ in self._usual.filled()}))
         return file.tokens
 
     def _fit(self, budgets: Sequence[int]) -> None:
@@ -158,3 +205,19 @@ class KVCache:
             layout = self._usual if tuple(needed) == self._usual.budgets else self._layout.of(needed)
             self.backend.resize(layout)
             self._layout = layout
+
+
+def pooled(score: NDArray[np.float32], position: NDArray[np.int32], width: int) -> NDArray[np.float32]:
+    """Scores [kv_heads, tokens, planes] whose attention planes are the largest of the `width` tokens around each, in
+    the order of position [kv_heads, tokens]; the norms stay.
+
+        pooled[t] = max(score[t - width // 2], …, score[t + width // 2])
+    """
+    order = np.argsort(position, axis=1)[..., None]
+    found: NDArray[np.float32] = score.copy()
+    for plane in [plane for plane in range(score.shape[2]) if plane != NORM]:
+        ranked = np.take_along_axis(score[..., plane : plane + 1], order, axis=1)[..., 0]
+        padded = np.pad(ranked, ((0, 0), (width // 2, width // 2)), constant_values=-np.inf)
+        largest = np.lib.stride_tricks.sliding_window_view(padded, width, axis=1).max(axis=2)
+        np.put_along_axis(found[..., plane : plane + 1], order, largest[..., None], axis=1)
+    return found

@@ -27,7 +27,7 @@ TOKENS = "tokens"
 @dataclass(frozen=True)
 class Facts:
     """Whose cache it is: Manifest.weights_sha256, the KV policy with all its settings (as in --kv) and its budgets, one
-    a layer; and the cursor (committed tokens, a layer each; the others as in Cursor)."""
+    a layer; the cursor (committed tokens, a layer each; the others as in Cursor); and the bits of keys and values."""
 
     model: str
     policy: str
@@ -36,6 +36,7 @@ class Facts:
     staged: int
     votes: list[float]
     anchor: int
+    bits: int = 16
 
     def __post_init__(self) -> None:
         if len(self.votes) != 2 or min(self.committed, default=-1) < 0 or self.staged < 0:
@@ -78,6 +79,8 @@ class PromptCache:
 
     def _check(self, model: str, layout: CacheLayout) -> None:
         facts, policy = self.facts, layout.policy
+        if facts.bits != layout.bits:
+            raise self._error(f"holds keys and values of {facts.bits} bits; this bundle's cache has {layout.bits}")
         if facts.model != model:
             raise self._error("was made by another model, or by another export of it")
         full = policy.name == "full" and facts.policy.startswith("full:")

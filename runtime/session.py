@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -12,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.runtime.backend import Backend
-from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.cache import cache_layout
 from edgellm.runtime.errors import ContextError, UsageError
 from edgellm.runtime.generation import Generation, Result
-from edgellm.runtime.kv_cache import KVCache
+from edgellm.runtime.kv_cache import CacheCopy, KVCache
 from edgellm.runtime.kv_policy import KVPolicy
 from edgellm.runtime.sampling import Sampler, Sampling
 from edgellm.runtime.schema import Manifest
@@ -30,6 +31,14 @@ LOGITS_AT_ONCE = 1 << 23  # of all rows: a chunk times a vocabulary of 262k woul
 
 CAPPED = 1 - 1e-6  # of the cap: beyond, float32 cannot tell logits apart
 FIRST = np.zeros(1, np.int64)  # the row of a run of one token
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A session's sequence [n] and its cache, in memory."""
+
+    tokens: list[int]
+    cache: CacheCopy
 
 
 class Session:
@@ -54,8 +63,7 @@ class Session:
         self.tokens: list[int] = []
         self.reused_tokens = 0
         self.generation: Generation | None = None  # the one that may decode
-        model = manifest.model
-        self._cache = KVCache(backend, CacheLayout(policy, staging, model.layers, model.kv_heads, model.head_dim))
+        self._cache = KVCache(backend, cache_layout(manifest, policy, staging))
         self._read_chat = read_chat
         self._adapter: Adapter | None = None
         self._softcap = manifest.adapt.softcap if manifest.adapt else 0.0
@@ -64,6 +72,11 @@ class Session:
     def chat(self) -> Chat | None:
         """The chat template, or None. Raises BundleError when it is damaged or renders the frozen samples otherwise."""
         return self._read_chat()
+
+    @property
+    def staging(self) -> int:
+        """The most tokens of one run."""
+        return self._cache.staging
 
     @property
     def kv_bytes(self) -> int:
@@ -79,6 +92,10 @@ class Session:
     def kv_coverage(self) -> float | None:
         """The share of attention paid so far that went to tokens still held (KVCache.coverage); reads all scores."""
         return self._cache.coverage(self.manifest.model.heads // self.manifest.model.kv_heads)
+
+    def kv_importance(self, layer: int) -> NDArray[np.float32]:
+        """What the policy ranks a layer's tokens by (KVCache.importance)."""
+        return self._cache.importance(layer)
 
     @cached_property
     def limit(self) -> int:
@@ -234,6 +251,25 @@ class Session:
         self.reused_tokens, self.generation = 0, None
         self.tokens = tokens
         return len(tokens)
+
+    def snapshot(self) -> Snapshot:
+        """The sequence and a copy of its cache."""
+        return Snapshot(list(self.tokens), self._cache.copy())
+
+    def resume(self, snapshot: Snapshot, tokens: int | None = None) -> None:
+        """Replace the sequence by one of this session's snapshots, or by its first `tokens` where nothing is evicted.
+        Its policy comes back with it."""
+        self._cache.paste(snapshot.cache)
+        kept = len(snapshot.tokens) if tokens is None else self._cache.cut_back(tokens)
+        self.tokens, self.reused_tokens, self.generation = snapshot.tokens[:kept], 0, None
+
+    def follow(self, policy: KVPolicy) -> None:
+        """From the next run on another policy evicts, by the scores that were counted so far; the buffers stay.
+
+        `limit` and messages keep to the policy that the session was loaded with. Raises UsageError for a policy with a
+        larger budget, or one that keeps more scores.
+        """
+        self._cache.follow(policy)
 
     def stream(
         self,

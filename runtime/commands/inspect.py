@@ -11,14 +11,14 @@ from typing import Any
 
 import click
 
-from edgellm.runtime.bundle_files import ADAPT, CHAT_TEMPLATE, GRAPH, HEAD, TABLES, TOKENIZER, WEIGHTS
+from edgellm.runtime.bundle_files import ADAPT, CHAT_TEMPLATE, GRAPH, HEAD, REPORT, TABLES, TOKENIZER, WEIGHTS
 from edgellm.runtime.commands.options import bundle_argument, json_option, verify_option
 from edgellm.runtime.commands.output import print_json
 from edgellm.runtime.manifest import read_manifest
 from edgellm.runtime.schema import Manifest, Matrix
 
 PARTS = {WEIGHTS: "weights", GRAPH: "graph", TOKENIZER: "tokenizer", TABLES: "tokenizer"}
-PARTS |= {CHAT_TEMPLATE: "chat_template", ADAPT: "adapt", HEAD: "adapt"}
+PARTS |= {CHAT_TEMPLATE: "chat_template", REPORT: "report", ADAPT: "adapt", HEAD: "adapt"}
 GROUPS = {"q": "attention", "k": "attention", "v": "attention", "o": "attention", "qkv": "attention"}
 GROUPS |= {"gate": "mlp", "up": "mlp", "gate_up": "mlp", "down": "mlp"}
 
@@ -83,10 +83,11 @@ def show(bundle: Path, manifest: Manifest, verified: bool) -> None:
     table.add_row("context", f"{model.context} tokens, vocabulary {model.vocabulary}")
     scope = f", {recipe.scope}" if recipe.sparsity != "none" else ""
     updated = f", {recipe.recover}" if recipe.recover != "none" else ""
-    table.add_row("recipe", f"{recipe.sparsity}{scope}, {recipe.bits} bits, head {recipe.head_bits} bits{updated}")
+    made = f"{recipe.sparsity}{scope}, {recipe.bits} bits, head {recipe.head_bits} bits"
+    table.add_row("recipe", (f"searched for {recipe.fit}" if recipe.fit else made) + updated)
     table.add_row("source", f"{recipe.source}, edgellm {manifest.tool}, {manifest.created}")
     spread = f" ({min(kv.budgets)} to {max(kv.budgets)} a layer)" if kv.budgets else ""
-    table.add_row("KV cache", f"{kv.policy}, {kv.budget} tokens{spread}")
+    table.add_row("KV cache", f"{kv.policy}, {kv.budget} tokens{spread}, {kv.bits} bits")
     if manifest.adapt and (gate := manifest.adapt.gate):
         asked = f"{gate.prompts} questions" if gate.chat else f"{gate.prompts} pieces of text"
         told = f"where doubt is above {gate.entropy:.2f} and surprise above {gate.nll:.2f} nats a token ({asked})"
@@ -95,6 +96,8 @@ def show(bundle: Path, manifest: Manifest, verified: bool) -> None:
     if quality := manifest.quality:
         against = f"{quality.perplexity:.3f}, dense {quality.dense_perplexity:.3f}"
         table.add_row("perplexity", f"{against} ({quality.tokens} tokens of {quality.text})")
+        for one in quality.references:
+            table.add_row(one.name, f"{one.perplexity:.3f} at {one.bits_per_weight:.2f} bits a weight")
     if parity := manifest.parity:
         agree = f"{parity.greedy_agreement} of {parity.prompts} prompts agree greedily"
         before = " (before rounding)" if manifest.graph == "optimum" else ""

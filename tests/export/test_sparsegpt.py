@@ -10,7 +10,7 @@ from edgellm.export import hessian, prune
 from edgellm.export.config import ExportConfig, Sparsity
 from edgellm.export.hessian import Hessians
 from edgellm.export.quantize import round_searched
-from edgellm.export.sparsegpt import DAMPING, feedback, sparsegpt, updated
+from edgellm.export.sparsegpt import DAMPING, feedback, simulated, sparsegpt, updated
 from edgellm.kernels.layout import Format, Quantized, dequantize
 from edgellm.runtime.errors import EdgellmError, UsageError
 
@@ -60,7 +60,7 @@ def test_the_sweep_is_optimal_brain_surgery(zero: str, nm: tuple[int, int, str])
         name, method = ("q", "wanda") if nm[2] == "in" else ("gate", "dass")
         mask = prune.mask(method, name, w, stats, 2, 4)
     found = feedback(h, 64)
-    q = sparsegpt(w, found, Format(32, 192, 4, 64, zero, *nm), mask)
+    q = sparsegpt(w, found, Format(32, 192, 4, 64, zero, *nm), mask, refined=False)
     expected = surgeon(w, h, found.order, q)
     # A weight in the middle between two codes may fall to either side, and those after it follow.
     assert np.isclose(dequantize(q), expected, atol=1e-3).mean() > 0.995
@@ -140,3 +140,14 @@ def test_a_mask_chosen_by_the_sweep_needs_the_sweep(tmp_path) -> None:
     assert ExportConfig(tmp_path, tmp_path, own).calibrates
     with pytest.raises(UsageError, match="updates none"):
         ExportConfig(tmp_path, tmp_path, own, recover="none")
+
+
+def test_a_width_that_no_tile_holds_is_simulated_by_the_same_sweep() -> None:
+    w, x = case()
+    found = feedback(x.T @ x, 64)
+    packed = torch.from_numpy(dequantize(sparsegpt(w, found, Format(32, 192, 4, 64, "min"))))
+    assert torch.allclose(simulated(w, found, 64, 4, "min"), packed, atol=1e-6)
+    for bits, zero in ((3, "min"), (3, "symmetric"), (2, "min")):
+        values = simulated(w, found, 64, bits, zero)
+        assert max(len(group.unique()) for group in values.view(-1, 64)) == 2**bits
+        assert loss(w, packed, x) < loss(w, values, x)
