@@ -17,9 +17,13 @@ from edgellm.export.config import RECOVER, ExportConfig, Sparsity
 from edgellm.export.estimate import Estimate
 from edgellm.export.fit import size
 from edgellm.export.pipeline import export
+from edgellm.runtime.bundle_files import ENGINE, ENGINE_GRAPH
 from edgellm.runtime.commands.devices import find_device
 from edgellm.runtime.commands.output import print_json
+from edgellm.runtime.engine_build import build_estimate
 from edgellm.runtime.errors import EdgellmError
+from edgellm.runtime.schema import ENGINE_OPERATORS, ENGINES
+from edgellm.runtime.tensorrt_module import installed
 
 _EXAMPLE = """\b
 Examples:
@@ -49,20 +53,25 @@ Examples:
 @click.option("--recover", type=click.Choice(RECOVER), default=ExportConfig.recover, show_default=True,
               help="What wins back the loss below 8 bits and of pruning: sparsegpt lets later weights make good what "
                    "earlier ones lost; none searches scales only.")  # fmt: skip
+@click.option("--engine", type=click.Choice(["none", *ENGINES]), default="none", show_default=True,
+              help="Also a graph for TensorRT, and its engine where it can be built here: tensorrt-rtx for a PC's RTX "
+                   "card, tensorrt for a Jetson, where edgellm build-engine finishes it.")  # fmt: skip
+@click.option("--engine-operators", type=click.Choice(ENGINE_OPERATORS), default="standard", show_default=True,
+              help="What that graph is made of: standard operators with a full KV cache, or our plugins.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the text the model writes itself.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is a bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 def command(
     source: Path, out: Path, device_name: str, sparsity: str | None, scope: str, bits: str | None,
-    head_bits: str | None, kv: str | None, calibration: Path | None, recover: str, seed: int, force: bool,
-    as_json: bool,
+    head_bits: str | None, kv: str | None, calibration: Path | None, recover: str, engine: str,
+    engine_operators: str, seed: int, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle: SOURCE is a Hugging Face folder or a .gguf file, OUT the bundle's folder."""
     device = find_device(device_name)
     config = ExportConfig(
         source, out, Sparsity.parse(sparsity or device.recipe.sparsity), scope,
         int(bits) if bits else device.recipe.bits, int(head_bits) if head_bits else None, kv, calibration, seed, force,
-        recover, device,
+        recover, device, engine, engine_operators,
     )  # fmt: skip
     started = time.perf_counter()
     console = Console(stderr=True)
@@ -78,7 +87,7 @@ def command(
 
         def announce(expected: Estimate) -> None:
             told.append(expected)
-            bars.console.print(estimate_table(expected, device))
+            bars.console.print(estimate_table(expected, device, engine))
 
         try:
             facts = export(config, progress, announce)
@@ -93,8 +102,8 @@ def command(
     report(facts, out, time.perf_counter() - started)
 
 
-def estimate_table(expected: Estimate, device: Device) -> Table:
-    """What the export will give and take, for people."""
+def estimate_table(expected: Estimate, device: Device, engine: str = "none") -> Table:
+    """What the export will give and take, for people. engine: a value of --engine."""
     room = "" if device.usable_bytes is None else f" of {size(device.usable_bytes)} for a model"
     speed = f"not known: the bandwidth of {device.name} is not"
     if expected.tokens_per_s is not None and expected.tokens_per_s_full_cache is not None:
@@ -110,6 +119,9 @@ def estimate_table(expected: Estimate, device: Device) -> Table:
         ("memory here", f"{size(expected.host_bytes)}, {size(expected.host_mapped_bytes)} of it mapped files"),
         ("time here", f"roughly {duration(expected.seconds)}"),
     ]
+    if engine != "none":
+        there = "here" if installed(engine) else "on the device"
+        rows.append(("engine", f"building it takes about {size(build_estimate(expected.weight_bytes))} {there}"))
     table = Table(show_header=False, box=None, title="estimate", title_justify="left")
     for row in rows:
         table.add_row(*row)
@@ -121,6 +133,15 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds, -1)):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
+
+
+def engine_line(engine: dict[str, Any], files: dict[str, Any], out: Path) -> str:
+    """What became of --engine, in one line."""
+    checked = engine["parity"] and f"; its graph is within {engine['parity']['logit_error']:.1e} of torch"
+    if engine["built"] is None:
+        return f"{ENGINE_GRAPH}{checked or ''}. On the device: edgellm build-engine {out}"
+    made = f"{files[ENGINE]['bytes'] / 1e6:.1f} MB, {engine['kind']} {engine['built']['version']}"
+    return f"{made} for {', '.join(engine['built']['compute_capabilities'])}{checked or ''}"
 
 
 def report(facts: dict[str, Any], out: Path, seconds: float) -> None:
@@ -138,6 +159,8 @@ def report(facts: dict[str, Any], out: Path, seconds: float) -> None:
                               f"{parity['prompts']} greedy texts equal for {parity['tokens']} tokens"),
         ("next", f'edgellm generate {out} -p "Once upon a time"'),
     ]  # fmt: skip
+    if engine := facts["engine"]:
+        rows.insert(-1, ("engine", engine_line(engine, facts["files"], out)))
     table = Table(show_header=False, box=None)
     if facts["graph"] == "optimum":
         rows[-2] = ("parity with torch", f"{rows[-2][1]}, before rounding")

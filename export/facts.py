@@ -83,6 +83,7 @@ def frame(
         "matrices": matrices,
         "quality": None,
         "parity": None,
+        "engine": None,
         "files": dict(files),
     }
 

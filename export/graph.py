@@ -32,7 +32,7 @@ def decoder_graph(arch: Architecture, placed: dict[str, Placed], fused: bool = T
     x = b.packed("QuantGather", "ids", "embedding", "embedded")
     if arch.embedding_scale != 1:
         x = b.node("Mul", [x, b.constant("embedding_scale", np.float32(arch.embedding_scale))], "scaled")
-    rotations = _rotations(b, arch)
+    turns = rotations(b, arch)
     caches_in, caches_out = [], []
     block = fused_block if fused else separate_block
     for layer in range(arch.layers):
@@ -40,7 +40,7 @@ def decoder_graph(arch: Architecture, placed: dict[str, Placed], fused: bool = T
         shapes = [(TensorProto.FLOAT16, [*slots, arch.head_dim])] * 2
         shapes += [(TensorProto.INT32, slots), (TensorProto.FLOAT, [*slots, "planes"])]
         caches = [f"{name}.{layer}" for name in ("key", "value", "position", "score")]
-        x = block(b, arch, layer, x, rotations[arch.layers_as[layer].rope], caches)
+        x = block(b, arch, layer, x, turns[arch.layers_as[layer].rope], caches)
         for name, shape in zip(caches, shapes, strict=True):
             caches_in.append(helper.make_tensor_value_info(name, *shape))
             caches_out.append(helper.make_tensor_value_info(f"{name}.out", *shape))
@@ -59,7 +59,7 @@ def decoder_graph(arch: Architecture, placed: dict[str, Placed], fused: bool = T
     return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="edgellm")
 
 
-def _rotations(b: Nodes, arch: Architecture) -> dict[Rope, tuple[str, str]]:
+def rotations(b: Nodes, arch: Architecture) -> dict[Rope, tuple[str, str]]:
     """cos and sin [T, dims/2] of position * frequency, once for all layers that share a Rope."""
     place = b.node("Cast", ["positions"], "place", to=TensorProto.FLOAT)
     column = b.constant("column", np.array([1], np.int64))

@@ -15,6 +15,7 @@ from edgellm.export.checkpoint import Checkpoint, open_checkpoint
 from edgellm.export.compress import Read, compress, compress_layer, read_by_head
 from edgellm.export.config import HELD_OUT, ExportConfig
 from edgellm.export.decoder import load_block, perplexity, propagate
+from edgellm.export.engine import refuse_engine, write_engine
 from edgellm.export.estimate import Estimate, estimate
 from edgellm.export.facts import describe
 from edgellm.export.fallback import export_with_optimum, outside_the_table
@@ -32,6 +33,7 @@ from edgellm.export.vocabulary_tables import write_tokenizer
 from edgellm.export.write import PartialBundle
 from edgellm.kernels.layout import Quantized
 from edgellm.runtime import load, manifest
+from edgellm.runtime.bundle_files import ENGINE, ENGINE_GRAPH, ENGINE_WEIGHTS
 from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.perplexity import score
 
@@ -90,11 +92,14 @@ def export(
     expected = estimate(checkpoint, config)
     announce(expected)
     refuse_unfit(checkpoint, config, expected, unwritten.nbytes)
+    refuse_engine(config, expected.weight_bytes)
     progress("reading the source", 0, 1)
     key = fingerprint(config)
     progress("reading the source", 1, 1)
     with unwritten.begin(key) as bundle:
         writing = _Writing(config, checkpoint, bundle)
+        for name in (ENGINE_GRAPH, ENGINE_WEIGHTS, ENGINE):  # a killed export's, whose engine was another
+            (bundle.folder / name).unlink(missing_ok=True)
         # 2. Text: to calibrate on, and a held-out rest to measure with.
         text, calibration = _text(writing, progress)
         # 3. Embedding and head, then layer by layer: calibrate, prune, quantize, pack. One block in memory at a time.
@@ -107,6 +112,9 @@ def export(
         # 5. Measure: the bundle itself on the device runtime, against torch with the same weights and the dense model.
         facts = describe(config, checkpoint, writing.placed, policy, bundle.facts())
         facts["parity"], facts["quality"] = _measure(writing, facts, text, progress)
+        if config.engine != "none":
+            facts["engine"] = write_engine(config, arch, writing.placed, bundle, facts, text, progress)
+            facts["files"] = bundle.facts()
         # 6. Only now may it be found.
         bundle.commit(facts)
     return facts
