@@ -61,8 +61,8 @@ class ExportConfig:
     are pruned or rounded below 8 bits) | "none" (scales are searched, no more).
     head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: the
     bundle's default, as edgellm.runtime.kv_policy.parse_kv reads it; None: the device's. seed: of the text the model
-    writes itself when calibration is None. device: what the bundle must fit. engine: "none", or whose TensorRT graph and
-    engine are written beside the CPU's, "tensorrt-rtx" | "tensorrt"; engine_operators: "standard" | "plugins".
+    writes itself when calibration is None. device: what the bundle must fit. engine: "none", or whose TensorRT graph
+    and engine are written beside the CPU's, "tensorrt-rtx" | "tensorrt"; engine_operators: "standard" | "plugins".
     """
 
     source: Path

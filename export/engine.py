@@ -38,7 +38,7 @@ from edgellm.runtime.tokenizer import read_tokenizer
 
 ALIGNMENT = 64  # bytes
 SLOTS = 4096
-"""Slots of an engine's cache where --kv does not say: a graph of standard operators reads all of them at every token."""
+"""Slots of an engine's cache where --kv does not say: standard operators read all of them at every token."""
 
 
 def write_graph(arch: Architecture, placed: Mapping[str, Placed], folder: Path, capacity: int) -> None:

@@ -3,7 +3,7 @@
 Matrices are INT4 or INT8 DequantizeLinear in blocks before a MatMul in half precision, minima a second small MatMul
 (integer_weights.py); keys and values are appended by TensorScatter in place and read by Attention under a boolean mask.
 What is added up along the layers, norms, rotation and the gate are float32: some models' sums pass half precision's
-largest number. `scaled_down`: so does what "down" reads and gives in some, which is divided by a power of two for it.
+largest number. So may what "down" reads and gives: it is made smaller by a power of two on the way, which is exact.
 
 Inputs: embedded float32 [T, hidden], the rows of the embedding (the runtime reads them from the packed matrix: a token
 needs one row, and no device memory is spent on the rest); positions int64 [T]; start int64 [1], the slot of the first
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -40,7 +41,7 @@ EXACT = 2**-5
 def standard_decoder(
     arch: Architecture, placed: dict[str, Placed], data: Path, capacity: int, store: Store
 ) -> onnx.ModelProto:
-    """The whole decoder over the packed tensors `placed` in the file `data`. capacity: C, which TensorRT wants fixed."""
+    """The whole decoder over the packed tensors `placed` in the file `data`. capacity: C; TensorRT wants it fixed."""
     g = _Dialect(arch, placed, data, store)
     b = g.b
     x = "embedded"
@@ -146,7 +147,7 @@ class _Dialect:
         if norm in self.placed:
             y = self.norm(y, norm, f"{y}.normed")
         dims = 2 * len(self.arch.layers_as[int(norm.split(".")[1])].rope.frequencies())
-        part = {} if dims == self.arch.head_dim else {"rotary_embedding_dim": dims}
+        part: dict[str, Any] = {} if dims == self.arch.head_dim else {"rotary_embedding_dim": dims}
         return self.b.node("RotaryEmbedding", [y, *turn], f"{y}.turned", **part)
 
     def attention(self, query: str, key: str, value: str, mask: str, output: str) -> str:

@@ -19,14 +19,24 @@ OPERATORS = 4
 
 def library_path() -> Path:
     """Where the operators' library lies. Raises FileNotFoundError when this build has none (a pure-Python wheel)."""
+    return _beside(_NAME)
+
+
+def plugin_path() -> Path:
+    """Where the TensorRT plugins lie. Raises FileNotFoundError: wheels have none, it is compiled against the device's
+    TensorRT headers (docs/tensorrt.md)."""
+    return _beside("libedgellm_tensorrt.so")
+
+
+def _beside(name: str) -> Path:
     import edgellm.kernels
 
     # An editable install keeps Python here and CMake's output in site-packages: __path__ has both.
     for folder in edgellm.kernels.__path__:
-        path = Path(folder) / _NAME
+        path = Path(folder) / name
         if path.is_file():
             return path
-    raise FileNotFoundError(f"{_NAME} is not in {', '.join(edgellm.kernels.__path__)}")
+    raise FileNotFoundError(f"{name} is not in {', '.join(edgellm.kernels.__path__)}")
 
 
 @cache

@@ -115,7 +115,12 @@ class AppendOnly:
 
     def _run(self, ids: NDArray[np.int64], positions: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[Any]:
         start = np.array([self._held], np.int64)
-        feed = {"embedded": self._embedded(ids), "positions": positions, "start": start, "rows": rows}
+        feed: dict[str, NDArray[Any]] = {
+            "embedded": self._embedded(ids),
+            "positions": positions,
+            "start": start,
+            "rows": rows,
+        }
         logits = self._runner.run(feed)
         self._held += len(ids)
         return logits

@@ -25,5 +25,6 @@ class EmbeddingRows:
         """ids [T] -> float32 [T, k_in]."""
         panels, which = np.unique(ids // PANEL, return_inverse=True)
         held = replace(self._format, n_out=PANEL * len(panels))
-        rows: NDArray[np.float32] = dequantize(unpack(self._panels[panels].reshape(-1), held))
-        return rows[which * PANEL + ids % PANEL]
+        rows = dequantize(unpack(self._panels[panels].reshape(-1), held))
+        wanted: NDArray[np.float32] = rows[which * PANEL + ids % PANEL]
+        return wanted

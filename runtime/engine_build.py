@@ -113,8 +113,8 @@ def run_build(request: Request) -> Built:
 
 
 def _library_path(kind: str, links: Path) -> str:
-    """LD_LIBRARY_PATH with TensorRT-RTX's library under the name that its ONNX parser opens: wheels ship NAME.so.1 only,
-    and without NAME.so any plugin node aborts the process."""
+    """LD_LIBRARY_PATH with TensorRT-RTX's library under the name that its ONNX parser opens. Wheels ship NAME.so.1 only:
+    without NAME.so any plugin node aborts the process."""
     spec = find_spec("tensorrt_rtx_libs") if kind == "tensorrt-rtx" else None
     for folder in spec.submodule_search_locations or [] if spec else []:
         for library in Path(folder).glob("*.so.*"):

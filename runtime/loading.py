@@ -28,29 +28,35 @@ def load(
     threads: int | None = None,
     verify: bool = False,
     manifest: Manifest | None = None,
+    backend: str = "cpu",
 ) -> Session:
     """Load a bundle from its folder.
 
     kv: instead of the bundle's policy, as edgellm.runtime.kv_policy.parse_kv reads it: "full", "vatp:512", … threads:
     default, the physical cores this process may use. verify: hash the weights too. manifest: taken as it is and no file
-    is checked (export, before it writes one). Raises BundleError for anything wrong with the files, UsageError for
+    is checked (export, before it writes one). backend: "cpu", or "tensorrt" for the bundle's engine, whose policy is
+    full by default. Raises BundleError for anything wrong with the files, UsageError for
     arguments, EdgellmError for the library.
     """
     folder = Path(path)
     manifest = manifest or read_manifest(folder, verify)
     model = manifest.model
+    if kv is None and backend == "tensorrt" and manifest.engine:
+        kv = f"full:{min(manifest.engine.capacity, model.context)}"
     policy = _default_policy(manifest) if kv is None else parse_kv(kv, model.context)
     layout = CacheLayout(policy, min(CHUNK, model.context), model.layers, model.kv_heads, model.head_dim)
     tokenizer = read_tokenizer(folder, model.vocabulary, TABLES in manifest.files)
-    backend = _backend(folder, manifest, layout, threads)
+    runs = _backend(folder, manifest, layout, threads, backend)
     give_back()  # reading all of a tokenizer.json of 262k tokens leaves 200 MB behind
-    return Session(
-        manifest, tokenizer, backend, policy, layout.staging, lambda: _read_chat(folder, manifest, tokenizer)
-    )
+    return Session(manifest, tokenizer, runs, policy, layout.staging, lambda: _read_chat(folder, manifest, tokenizer))
 
 
-def _backend(folder: Path, manifest: Manifest, layout: CacheLayout, threads: int | None) -> Backend:
+def _backend(folder: Path, manifest: Manifest, layout: CacheLayout, threads: int | None, kind: str) -> Backend:
     """What runs the bundle's graph; imported late, so that a wrong bundle is told before onnxruntime is loaded."""
+    if kind == "tensorrt":
+        from edgellm.runtime.tensorrt_backend import tensorrt_backend
+
+        return tensorrt_backend(folder, manifest, layout)
     if manifest.graph == "optimum":
         from edgellm.runtime.standard_backend import StandardBackend
 

@@ -1,4 +1,4 @@
-"""TensorRT's Python modules: TensorRT-RTX on a PC, `tensorrt` where JetPack or pip brings it. One API, one code path."""
+"""TensorRT's Python modules: TensorRT-RTX on a PC, `tensorrt` where JetPack or pip brings it. One API serves both."""
 
 from __future__ import annotations
 

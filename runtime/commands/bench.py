@@ -36,6 +36,7 @@ def command(
     kv: str | None,
     threads: int | None,
     verify: bool,
+    backend: str,
     as_json: bool,
 ) -> None:
     """Measure loading, prefill, decoding, memory, and the share of this machine's read bandwidth that decoding has.
@@ -47,7 +48,7 @@ def command(
     """
     prompts = lengths(prompt_tokens)
     begin = perf_counter()
-    session = load(bundle, kv=kv, threads=threads, verify=verify)
+    session = load(bundle, kv=kv, threads=threads, verify=verify, backend=backend)
     load_s = perf_counter() - begin
     check_lengths(session, prompts, new_tokens, runs)
     session.generate(prompt_ids(session, min(prompts)), 1, stop=())

@@ -32,6 +32,7 @@ def command(
     kv: str | None,
     threads: int | None,
     verify: bool,
+    backend: str,
     as_json: bool,
 ) -> None:
     """Read a prompt once and save its KV cache, for --prompt-cache of generate and chat.
@@ -45,7 +46,7 @@ def command(
     if prompt is None and system is None:
         raise UsageError("there is no prompt to cache", "Give -p TEXT, or --chat --system TEXT.")
     text = read_stdin() if prompt == "-" else prompt
-    session = load(bundle, kv=kv, threads=threads, verify=verify)
+    session = load(bundle, kv=kv, threads=threads, verify=verify, backend=backend)
     ids = chat_beginning(session, system, text) if chat else session.encode(text or "")
     begin = perf_counter()
     with progress_bar("reading the prompt") as progress:

@@ -43,6 +43,7 @@ def command(
     kv: str | None,
     threads: int | None,
     verify: bool,
+    backend: str,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -53,7 +54,7 @@ def command(
     printf 'Hi!\\nTell me more.\\n' | edgellm chat bundle
     """
     options = sampling(**settings)
-    session = load(bundle, kv=kv, threads=threads, verify=verify)
+    session = load(bundle, kv=kv, threads=threads, verify=verify, backend=backend)
     if session.chat is None:
         raise UsageError("this bundle has no chat template", "Use edgellm generate: it continues plain text.")
     if prompt_cache is not None:

@@ -28,6 +28,7 @@ def command(
     kv: str | None,
     threads: int | None,
     verify: bool,
+    backend: str,
     as_json: bool,
 ) -> None:
     """Perplexity and bits per byte over non-overlapping windows; "tokens" counts the scored ones.
@@ -38,7 +39,7 @@ def command(
     if tokens is not None and tokens < 2:
         raise UsageError(f"--tokens is {tokens}; expected 2 or more")
     content = read_text(text)
-    session = load(bundle, kv=kv, threads=threads, verify=verify)
+    session = load(bundle, kv=kv, threads=threads, verify=verify, backend=backend)
     ids = session.tokenizer.encode(content, add_special_tokens=False).ids[:tokens]
     with progress_bar("scoring") as progress:
         found = score(session, ids, window, progress)

@@ -45,6 +45,7 @@ def command(
     kv: str | None,
     threads: int | None,
     verify: bool,
+    backend: str,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -59,7 +60,7 @@ def command(
     options = sampling(**settings)
     text = read_stdin() if prompt == "-" else prompt
     begin = perf_counter()
-    session = load(bundle, kv=kv, threads=threads, verify=verify)
+    session = load(bundle, kv=kv, threads=threads, verify=verify, backend=backend)
     if prompt_cache is not None:
         session.restore_cache(prompt_cache)
     load_s = perf_counter() - begin

@@ -25,8 +25,10 @@ prompt_cache_option = click.option(
 
 
 def session_options(command: F) -> F:
-    """--kv, --threads, --verify: the keyword arguments of edgellm.runtime.load."""
+    """--kv, --threads, --backend, --verify: the keyword arguments of edgellm.runtime.load."""
     command = verify_option(command)
+    command = click.option("--backend", type=click.Choice(["cpu", "tensorrt"]), default="cpu", show_default=True,
+                           help="tensorrt: the bundle's engine, on a GPU.")(command)  # fmt: skip
     command = click.option("--threads", type=int, help="Default: this machine's physical cores.")(command)
     told = "full, or POLICY:BUDGET[,SETTING=VALUE], e.g. vatp:512; default: the bundle's."
     return click.option("--kv", metavar="POLICY", help=told)(command)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-import torch
 from tests.bundles import make_bundle
 from tests.export.standard import standard_session
 from tests.export.test_architectures import MODELS, write_model
@@ -15,8 +13,6 @@ from tests.export.test_architectures import MODELS, write_model
 from edgellm.export.checkpoint import open_checkpoint
 from edgellm.export.packed_source import PackedSource, read_placed
 from edgellm.export.verify import parity
-from edgellm.runtime import load
-from edgellm.runtime.errors import UsageError
 
 HALF = 5e-3
 """Relative to the norm of the logits: half precision's 2**-11 a rounding, some twenty in a row."""
