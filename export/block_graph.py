@@ -34,7 +34,7 @@ def fused_block(b: Nodes, arch: Architecture, layer: int, x: str, rotation: tupl
     inputs += ["rows"] if layer == arch.layers - 1 else []
     while not inputs[-1]:
         inputs.pop()
-    attributes: dict[str, Any] = _attention(arch, layer) | {"epsilon": arch.norm_eps, "activation": arch.activation}
+    attributes: dict[str, Any] = attention_attributes(arch, layer) | {"epsilon": arch.norm_eps, "activation": arch.activation}
     attributes |= {"k.n_out": 0}
     for role, name in matrices.items():
         form = b.placed[f"{at}.{name}"].format
@@ -69,7 +69,7 @@ def separate_block(
         parts = [linear(x, role, f"{at}.{role}.out", norm="attention_norm") for role in ("q", "k", "v")]
         qkv = b.node("Concat", parts, f"{at}.qkv.out", axis=1)
     mixed = f"{at}.mixed"
-    inputs, sizes = [qkv, *rotation, "positions", "control", *caches], _attention(arch, layer)
+    inputs, sizes = [qkv, *rotation, "positions", "control", *caches], attention_attributes(arch, layer)
     if arch.qk_norm:
         inputs += [b.stored(f"{at}.{role}_norm") for role in ("q", "k")]
         sizes |= {"epsilon": eps}
@@ -82,7 +82,8 @@ def separate_block(
     return added(x, hidden, "down", "post_mlp_norm", f"{at}.out")
 
 
-def _attention(arch: Architecture, layer: int) -> dict[str, Any]:
+def attention_attributes(arch: Architecture, layer: int) -> dict[str, Any]:
+    """What DecoderLayer and PrunedKVAttention know of a layer's attention."""
     return {
         "heads": arch.heads,
         "kv_heads": arch.kv_heads,

@@ -14,7 +14,6 @@ Every token of the sequence stays: there is no eviction in standard operators (K
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,12 @@ from onnx import TensorProto, helper
 from edgellm.export.architectures import Architecture
 from edgellm.export.graph import rotations
 from edgellm.export.integer_weights import integer_weights
-from edgellm.export.nodes import Nodes, Placed
-from edgellm.export.packed_source import PackedSource
+from edgellm.export.mixed_precision import F16, F32, I64, MixedPrecision, Store
+from edgellm.export.nodes import Placed
 from edgellm.kernels.layout import Format
 
 OPSET = 24
 """The first standard opset with TensorScatter."""
-F32, F16, I64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
-Store = Callable[[str, int, tuple[int, ...], "np.typing.NDArray[np.generic]"], TensorProto]
-"""(name, ONNX type, dims, data) -> the initializer, its data stored wherever the caller wants it."""
 EXACT = 2**-5
 """What "down" reads is multiplied by, and its result divided by: a power of two rounds nothing."""
 
@@ -68,13 +64,8 @@ def standard_decoder(
     return helper.make_model(graph, opset_imports=opsets, ir_version=11, producer_name="edgellm")
 
 
-class _Dialect:
+class _Dialect(MixedPrecision):
     """The pieces of the graph; every method appends nodes and returns the name of what they give."""
-
-    def __init__(self, arch: Architecture, placed: dict[str, Placed], data: Path, store: Store) -> None:
-        self.b = Nodes({})
-        self.arch, self.placed, self.data, self.store = arch, placed, data, store
-        self.vectors = PackedSource(data, placed)
 
     def batched(self, pair: tuple[str, str]) -> tuple[str, str]:
         """cos and sin [T, rotary/2] -> [1, T, rotary/2]."""
@@ -178,16 +169,6 @@ class _Dialect:
             return self.b.node("Gelu", [gate], f"{gate}.active", approximate="tanh")
         return self.b.node("Mul", [gate, self.b.node("Sigmoid", [gate], f"{gate}.sigmoid")], f"{gate}.active")
 
-    def added(self, layer: int, x: str, y: str, norm: str) -> str:
-        """x plus what attention or MLP gives, normed first where the model has it so."""
-        if self.arch.post_norms:
-            y = self.norm(y, f"layers.{layer}.{norm}", f"{y}.normed")
-        return self.b.node("Add", [x, y], f"{y}.added")
-
-    def norm(self, x: str, name: str, output: str) -> str:
-        """RMSNormalization in float32 over the last dimension."""
-        return self.b.node("RMSNormalization", [x, self.vector(name)], output, epsilon=self.arch.norm_eps)
-
     def linear(self, x: str, name: str, output: str, interleaved: bool = False) -> str:
         """x, at half precision, times the matrix `name`, plus its bias: float32 [T, n_out]."""
         b, at = self.b, self.placed[name]
@@ -218,18 +199,3 @@ class _Dialect:
         self.b.used[f"{name}.scale"] = self.store(f"{name}.scale", F16, groups, weights.scale)
         if weights.minimum is not None:
             self.b.used[f"{name}.minimum"] = self.store(f"{name}.minimum", F16, groups, weights.minimum)
-
-    def vector(self, name: str) -> str:
-        """The initializer of a float32 vector."""
-        if name not in self.b.used:
-            array = self.vectors.vector(name).numpy()
-            self.b.used[name] = self.store(name, F32, array.shape, array)
-        return name
-
-    def half(self, x: str) -> str:
-        """x in half precision."""
-        return self.b.node("Cast", [x], f"{x}.half", to=F16)
-
-    def single(self, x: str) -> str:
-        """x in float32."""
-        return self.b.node("Cast", [x], f"{x}.single", to=F32)
