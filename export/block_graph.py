@@ -34,7 +34,10 @@ def fused_block(b: Nodes, arch: Architecture, layer: int, x: str, rotation: tupl
     inputs += ["rows"] if layer == arch.layers - 1 else []
     while not inputs[-1]:
         inputs.pop()
-    attributes: dict[str, Any] = attention_attributes(arch, layer) | {"epsilon": arch.norm_eps, "activation": arch.activation}
+    attributes: dict[str, Any] = attention_attributes(arch, layer) | {
+        "epsilon": arch.norm_eps,
+        "activation": arch.activation,
+    }
     attributes |= {"k.n_out": 0}
     for role, name in matrices.items():
         form = b.placed[f"{at}.{name}"].format

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from edgellm.devices.profile import HOST, Device
+from edgellm.devices.profile import HOST
 from edgellm.export.config import RECOVER, ExportConfig, Sparsity
 from edgellm.export.estimate import Estimate
 from edgellm.export.fit import size
@@ -87,7 +87,7 @@ def command(
 
         def announce(expected: Estimate) -> None:
             told.append(expected)
-            bars.console.print(estimate_table(expected, device, engine))
+            bars.console.print(estimate_table(expected, config))
 
         try:
             facts = export(config, progress, announce)
@@ -102,8 +102,9 @@ def command(
     report(facts, out, time.perf_counter() - started)
 
 
-def estimate_table(expected: Estimate, device: Device, engine: str = "none") -> Table:
-    """What the export will give and take, for people. engine: a value of --engine."""
+def estimate_table(expected: Estimate, config: ExportConfig) -> Table:
+    """What the export will give and take, for people."""
+    device = config.device
     room = "" if device.usable_bytes is None else f" of {size(device.usable_bytes)} for a model"
     speed = f"not known: the bandwidth of {device.name} is not"
     if expected.tokens_per_s is not None and expected.tokens_per_s_full_cache is not None:
@@ -119,9 +120,10 @@ def estimate_table(expected: Estimate, device: Device, engine: str = "none") -> 
         ("memory here", f"{size(expected.host_bytes)}, {size(expected.host_mapped_bytes)} of it mapped files"),
         ("time here", f"roughly {duration(expected.seconds)}"),
     ]
-    if engine != "none":
-        there = "here" if installed(engine) else "on the device"
-        rows.append(("engine", f"building it takes about {size(build_estimate(expected.weight_bytes))} {there}"))
+    if config.engine != "none":
+        there = "here" if installed(config.engine) else "on the device"
+        inside = expected.weight_bytes if config.engine_operators == "standard" else 0
+        rows.append(("engine", f"building it takes about {size(build_estimate(inside))} of memory {there}"))
     table = Table(show_header=False, box=None, title="estimate", title_justify="left")
     for row in rows:
         table.add_row(*row)

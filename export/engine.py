@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
@@ -20,6 +19,7 @@ from edgellm.export.config import ExportConfig
 from edgellm.export.nodes import Placed
 from edgellm.export.onnx_runner import OnnxRunner
 from edgellm.export.packed_source import PackedSource
+from edgellm.export.plugin_dialect import plugin_decoder
 from edgellm.export.standard_dialect import standard_decoder
 from edgellm.export.verify import parity, prompts_from
 from edgellm.export.write import PartialBundle
@@ -28,7 +28,7 @@ from edgellm.runtime.append_only import AppendOnly
 from edgellm.runtime.bundle_files import ENGINE_GRAPH, ENGINE_WEIGHTS, TABLES, WEIGHTS
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.embedding_rows import EmbeddingRows
-from edgellm.runtime.engine_build import AHEAD, PORTABLE, ROWS, TOKENS, build, refuse_build
+from edgellm.runtime.engine_build import AHEAD, PORTABLE, ROWS, TOKENS, build, plugins_there, refuse_memory
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.kv_policy import parse_kv
 from edgellm.runtime.schema import EngineFacts, Manifest, Parity
@@ -41,8 +41,9 @@ SLOTS = 4096
 """Slots of an engine's cache where --kv does not say: standard operators read all of them at every token."""
 
 
-def write_graph(arch: Architecture, placed: Mapping[str, Placed], folder: Path, capacity: int) -> None:
-    """engine.onnx and engine.onnx.data of the packed tensors of model.onnx.data in `folder`."""
+def write_graph(arch: Architecture, placed: Mapping[str, Placed], folder: Path, capacity: int, planes: int = 0) -> None:
+    """engine.onnx and engine.onnx.data of the packed tensors of model.onnx.data in `folder`. planes: of the scores of a
+    graph with our plugins; 0 for one of standard operators."""
     with open(folder / ENGINE_WEIGHTS, "wb") as file:
 
         def store(name: str, kind: int, dims: tuple[int, ...], data: NDArray[Any]) -> TensorProto:
@@ -54,7 +55,11 @@ def write_graph(arch: Architecture, placed: Mapping[str, Placed], folder: Path, 
             file.write(np.ascontiguousarray(data).data)
             return tensor
 
-        graph: onnx.ModelProto = standard_decoder(arch, dict(placed), folder / WEIGHTS, capacity, store)
+        tensors, data = dict(placed), folder / WEIGHTS
+        if planes:
+            graph = plugin_decoder(arch, tensors, data, capacity, planes, store)
+        else:
+            graph = standard_decoder(arch, tensors, data, capacity, store)
     (folder / ENGINE_GRAPH).write_bytes(graph.SerializeToString())
 
 
@@ -80,6 +85,10 @@ def refuse_engine(config: ExportConfig, weight_bytes: int) -> None:
     `tensorrt` need not be here: its engine is built on the device.
     """
     capability = config.device.compute_capability
+    if config.engine_operators == "plugins":
+        weight_bytes = 0  # they stay outside
+        if config.engine != "none" and installed(config.engine):
+            plugins_there()
     if config.engine != "tensorrt-rtx":
         return
     if capability is not None and capability not in AHEAD:
@@ -88,7 +97,7 @@ def refuse_engine(config: ExportConfig, weight_bytes: int) -> None:
             f"time (it does for {', '.join(AHEAD)})",
             "Use --engine tensorrt: the engine is then built on the device, by edgellm build-engine.",
         )
-    refuse_build(config.engine, weight_bytes)
+    refuse_memory(config.engine, weight_bytes)
 
 
 def slots(config: ExportConfig, context: int) -> int:
@@ -106,24 +115,28 @@ def write_engine(
     text: Tensor,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
-    """The manifest's "engine": the graph written, compared with torch in ONNX Runtime, and model.engine beside it where
-    TensorRT is installed. facts: the manifest so far. text: what prompts are cut from.
+    """The manifest's "engine": the graph written, compared with torch in ONNX Runtime unless it has plugins, and
+    model.engine beside it where TensorRT is installed. facts: the manifest so far. text: what prompts are cut from.
 
     Raises EdgellmError where the graph strays from torch or the build fails.
     """
-    folder, capacity = bundle.folder, slots(config, arch.context)
+    folder, capacity, planes, agreed = bundle.folder, slots(config, arch.context), 0, None
+    if config.engine_operators == "plugins":
+        policy = config.policy(arch.context)
+        capacity, planes = (capacity if policy.name == "full" else policy.budget) + TOKENS, max(1, policy.planes)
     progress("engine's graph", 0, 1)
-    write_graph(arch, placed, folder, capacity)
+    write_graph(arch, placed, folder, capacity, planes)
     progress("engine's graph", 1, 1)
-    progress("its parity with torch", 0, 1)
-    session = append_only_session(manifest.parse(facts), folder, placed, capacity, torch.get_num_threads())
-    found = parity(arch, PackedSource(folder / WEIGHTS, placed), session, prompts_from(text))
-    found.check()
-    del session
-    progress("its parity with torch", 1, 1)
+    if not planes:
+        progress("its parity with torch", 0, 1)
+        session = append_only_session(manifest.parse(facts), folder, placed, capacity, torch.get_num_threads())
+        agreed = parity(arch, PackedSource(folder / WEIGHTS, placed), session, prompts_from(text))
+        agreed.check()
+        del session
+        progress("its parity with torch", 1, 1)
     written = EngineFacts(
-        config.engine, config.engine_operators, capacity, TOKENS, ROWS, placed["embedding"].offset,
-        Parity(**asdict(found)), None,
+        config.engine, config.engine_operators, capacity, planes, TOKENS, ROWS, placed["embedding"].offset,
+        Parity(**asdict(agreed)) if agreed else None, None,
     )  # fmt: skip
     if installed(config.engine):
         progress("engine", 0, 1)

@@ -1,4 +1,4 @@
-"""What both dialects for TensorRT share: half precision where products are, float32 where sums pass along the layers."""
+"""What both dialects for TensorRT share: products in half precision, what passes along the layers in float32."""
 
 from __future__ import annotations
 

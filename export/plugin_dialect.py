@@ -1,4 +1,4 @@
-"""The decoder for TensorRT with our plugins (kernels/tensorrt): NMMatMul and PrunedKVAttention over the CPU's own tiles.
+"""The decoder for TensorRT with our plugins (kernels/tensorrt): NMMatMul and PrunedKVAttention over the CPU's tiles.
 
 Weights are network inputs, not constants: the engine holds none of them, so that it is small, takes little memory to
 build whatever the model's size, and runs on the very model.onnx.data that the CPU maps.

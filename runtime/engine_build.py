@@ -19,16 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.devices.memory import available_bytes, peak_rss_bytes
-from edgellm.runtime.bundle_files import ENGINE, ENGINE_GRAPH, ENGINE_WEIGHTS
+from edgellm.kernels.library import plugin_path
+from edgellm.runtime.bundle_files import ENGINE, ENGINE_GRAPH, ENGINE_WEIGHTS, file_facts
 from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.schema import BuiltEngine, EngineFacts
 from edgellm.runtime.tensorrt_module import installed, tensorrt
 
 TOKENS, ROWS = 256, 8
 """The most tokens, and rows of logits, of one run: memory for activations is set aside for so many."""
-BASE_BYTES, A_BYTE_OF_WEIGHTS = 480_000_000, 5.0
-"""What a build takes: the libraries, and so many bytes a byte of weights in the graph (measured with TensorRT-RTX 1.7:
-docs/tensorrt.md)."""
+BASE_BYTES, A_BYTE_OF_WEIGHTS = 650_000_000, 3.4
+"""What a build takes: the libraries, and so many bytes a byte of weights in the graph (fitted to builds by TensorRT-RTX
+1.7: docs/tensorrt.md)."""
 
 
 AHEAD = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
@@ -67,15 +68,25 @@ def build_estimate(weight_bytes: int) -> int:
     return BASE_BYTES + int(A_BYTE_OF_WEIGHTS * weight_bytes)
 
 
-def refuse_build(kind: str, weight_bytes: int) -> None:
-    """Raise EdgellmError where TensorRT is not installed, or there is too little memory."""
+def refuse_build(engine: EngineFacts, weight_bytes: int) -> None:
+    """Raise EdgellmError where TensorRT or the plugins it needs are not installed, or there is too little memory.
+
+    weight_bytes: of the constants in the graph.
+    """
+    if engine.operators == "plugins":
+        plugins_there()
+    refuse_memory(engine.kind, weight_bytes)
+
+
+def refuse_memory(kind: str, weight_bytes: int) -> None:
+    """Raise EdgellmError where TensorRT is not installed, or memory is too short for a build."""
     if not installed(kind):
         tensorrt(kind)  # which says what to do
     needed, free = build_estimate(weight_bytes), available_bytes()
     if free is not None and needed > free:
         raise EdgellmError(
             f"building the engine takes about {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free",
-            "Close other programs, add swap, or build it where there is more: edgellm build-engine BUNDLE.",
+            "Close other programs, add swap, or leave weights outside the engine: --engine-operators plugins.",
         )
 
 
@@ -84,14 +95,26 @@ def build(folder: Path, engine: EngineFacts, capabilities: list[str]) -> BuiltEn
 
     Raises EdgellmError as refuse_build does, and where TensorRT fails.
     """
-    refuse_build(engine.kind, (folder / ENGINE_WEIGHTS).stat().st_size)
-    unfinished = folder / f"{ENGINE}.partial"
+    refuse_build(engine, (folder / ENGINE_WEIGHTS).stat().st_size)
+    plugins = [plugin_path()] if engine.operators == "plugins" else []
+    unfinished, paths = folder / f"{ENGINE}.partial", [str(path) for path in plugins]
     try:
-        found = run_build(Request(engine.kind, str(folder / ENGINE_GRAPH), str(unfinished), [], capabilities))
+        found = run_build(Request(engine.kind, str(folder / ENGINE_GRAPH), str(unfinished), paths, capabilities))
         os.replace(unfinished, folder / ENGINE)
     finally:
         unfinished.unlink(missing_ok=True)
-    return BuiltEngine(found.version, capabilities, None)
+    return BuiltEngine(found.version, capabilities, file_facts(plugins[0]).sha256 if plugins else None)
+
+
+def plugins_there() -> None:
+    """Raise EdgellmError unless the plugin library is installed."""
+    try:
+        plugin_path()
+    except FileNotFoundError as error:
+        raise EdgellmError(
+            f"our TensorRT plugins are not built here: {error}",
+            "Build them against TensorRT's headers: pip install . -C cmake.define.TENSORRT_INCLUDE=FOLDER",
+        ) from None
 
 
 def run_build(request: Request) -> Built:
@@ -113,7 +136,7 @@ def run_build(request: Request) -> Built:
 
 
 def _library_path(kind: str, links: Path) -> str:
-    """LD_LIBRARY_PATH with TensorRT-RTX's library under the name that its ONNX parser opens. Wheels ship NAME.so.1 only:
+    """LD_LIBRARY_PATH with TensorRT-RTX's library under the name its ONNX parser opens. Wheels ship NAME.so.1 only:
     without NAME.so any plugin node aborts the process."""
     spec = find_spec("tensorrt_rtx_libs") if kind == "tensorrt-rtx" else None
     for folder in spec.submodule_search_locations or [] if spec else []:

@@ -158,13 +158,15 @@ class BuiltEngine:
 @dataclass(frozen=True)
 class EngineFacts:
     """engine.onnx, what a TensorRT engine is built from. kind: "tensorrt-rtx" | "tensorrt". operators: "standard" |
-    "plugins". capacity: slots of its KV cache. tokens, rows: the most of one run. embedding: where in model.onnx.data
+    "plugins". capacity: slots of a layer's KV cache; planes: of its scores,
+    0 where it has none. tokens, rows: the most of one run. embedding: where in model.onnx.data
     the matrix lies whose rows it is fed. parity: of the graph in ONNX Runtime with torch, None where it has plugins.
     built: None until there is a model.engine."""
 
     kind: str
     operators: str
     capacity: int
+    planes: int
     tokens: int
     rows: int
     embedding: int

@@ -44,29 +44,35 @@ const Json& table() {
   return found;
 }
 
+// Whether the kernel was compiled for these constants, where it has them, and reads and writes activations of `type`.
 bool fits(const Json& entry, const std::string& type, const Wanted& wanted) {
   for (const auto& [name, value] : wanted) {
-    if (entry["constants"][name].text != value) return false;
+    if (entry["constants"].members.count(name) && entry["constants"][name].text != value) return false;
   }
-  const Json& first = entry["arguments"].items.empty() ? entry : entry["arguments"].items[0];
-  return first.items.size() == 2 && first.items[1].text.find(type) != std::string::npos;
+  for (const Json& argument : entry["arguments"].items) {
+    if (argument.items.size() != 2) return false;
+    const std::string &name = argument.items[0].text, &kind = argument.items[1].text;
+    if ((name == "x" || name == "qkv" || name == "y") && kind != "*" + type) return false;
+  }
+  return true;
 }
 
 // Loads a cubin into the current context. The reason of a failure goes to `error`.
 bool load(const Driver& driver, const std::string& name, const Json& entry, Kernel* kernel, std::string* error) {
   const std::string target = driver.target();
-  const Json& facts = entry["targets"][target];
+  const Json& needs = entry["targets"][target];
   const std::string path = folder() + "/" + target + "/" + name + ".cubin";
   std::string cubin;
   void* module = nullptr;
-  if (facts.members.empty() || !slurp(path, &cubin)) {
+  if (needs.members.empty() || !slurp(path, &cubin)) {
     *error = "no cubin for " + target + " at " + path;
   } else if (driver.module_load_data(&module, cubin.data()) != 0 ||
              driver.module_get_function(&kernel->function, module, entry["entry"].text.c_str()) != 0) {
     *error = "the driver refuses " + path;
   } else {
     kernel->threads = WARP * entry["warps"].number();
-    kernel->shared = facts["shared"].number();
+    kernel->shared = needs["shared"].number();
+    for (const Json& argument : entry["arguments"].items) kernel->arguments.push_back(argument.items[0].text);
     for (const auto& [constant, value] : entry["constants"].members) kernel->constants[constant] = value.text;
     if (kernel->shared <= PLAIN_SHARED ||
         driver.func_set_attribute(kernel->function, MAX_DYNAMIC_SHARED, static_cast<int>(kernel->shared)) == 0) {
@@ -85,21 +91,21 @@ int32_t Kernel::constant(const std::string& name) const {
   return value < 1 ? 1 : value;
 }
 
-const Kernel* find_kernel(const std::string& name, const std::string& type, const Wanted& wanted) {
+const Kernel* find_kernel(const std::string& entry, const std::string& type, const Wanted& wanted) {
   static std::mutex lock;
   static std::map<std::string, Kernel> loaded;
   const std::lock_guard<std::mutex> held(lock);
   std::string error;
   const Driver* driver = Driver::get(&error);
   if (driver != nullptr) {
-    error = "no kernel " + name + " of " + type + " with the constants asked for in " + folder() + "/kernels.json";
-    for (const auto& [full, entry] : table().members) {
-      if (full.compare(0, name.size(), name) != 0 || !fits(entry, type, wanted)) continue;
-      const std::string key = driver->target() + "/" + full;
+    error = "no kernel " + entry + " of " + type + " with the constants asked for in " + folder() + "/kernels.json";
+    for (const auto& [name, facts] : table().members) {
+      if (facts["entry"].text != entry || !fits(facts, type, wanted)) continue;
+      const std::string key = driver->target() + "/" + name;
       const auto found = loaded.find(key);
       if (found != loaded.end()) return &found->second;
       Kernel kernel;
-      if (load(*driver, full, entry, &kernel, &error)) return &(loaded[key] = kernel);
+      if (load(*driver, name, facts, &kernel, &error)) return &(loaded[key] = kernel);
       break;
     }
   }
@@ -107,16 +113,22 @@ const Kernel* find_kernel(const std::string& name, const std::string& type, cons
   return nullptr;
 }
 
-int32_t launch(const Kernel* kernel, std::array<uint32_t, 2> grid, std::initializer_list<Argument> arguments,
-               cudaStream_t stream) {
+int32_t launch(const Kernel* kernel, std::array<uint32_t, 2> grid, Named arguments, cudaStream_t stream) {
   std::string error;
   const Driver* driver = Driver::get(&error);
   if (kernel == nullptr || driver == nullptr) return 1;
-  std::vector<Argument> held(arguments);
-  held.emplace_back(static_cast<const void*>(nullptr));  // Triton's global scratch
-  held.emplace_back(static_cast<const void*>(nullptr));  // and profile scratch
+  Argument nothing(static_cast<const void*>(nullptr));
   std::vector<void*> addresses;
-  for (Argument& argument : held) addresses.push_back(argument.address());
+  for (const std::string& name : kernel->arguments) {
+    const auto found = arguments.find(name);
+    if (found == arguments.end()) {
+      std::fprintf(stderr, "edgellm: a kernel wants \"%s\", which these plugins do not know: cubins of another version\n",
+                   name.c_str());
+      return 1;
+    }
+    addresses.push_back(found->second.address());
+  }
+  addresses.insert(addresses.end(), 2, nothing.address());  // Triton's global and profile scratch
   const int code = driver->launch_kernel(kernel->function, grid[0], grid[1], 1, kernel->threads, 1, 1, kernel->shared,
                                          stream, addresses.data(), nullptr);
   if (code != 0) std::fprintf(stderr, "edgellm: cuLaunchKernel failed with code %d\n", code);

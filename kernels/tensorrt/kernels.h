@@ -8,9 +8,9 @@
 
 #include <array>
 #include <cstdint>
-#include <initializer_list>
 #include <map>
 #include <string>
+#include <vector>
 
 namespace edgellm {
 
@@ -21,6 +21,7 @@ struct Kernel {
   uint32_t threads = 0;
   uint32_t shared = 0;  // bytes
   Wanted constants;     // all that the cubin was compiled for
+  std::vector<std::string> arguments;  // names, in the order of a launch
 
   int32_t constant(const std::string& name) const;  // a number of them, at least 1
 };
@@ -28,9 +29,9 @@ struct Kernel {
 // How many blocks of `size` hold `count`.
 inline uint32_t blocks(int32_t count, int32_t size) { return static_cast<uint32_t>((count + size - 1) / size); }
 
-// The kernel whose name begins with `name`, compiled for activations of `type` ("fp16" | "bf16") and these constants, on
-// the current context's device. Null, with the reason on stderr, where there is none or no driver.
-const Kernel* find_kernel(const std::string& name, const std::string& type, const Wanted& wanted);
+// The kernel of this entry, compiled for activations of `type` ("fp16" | "bf16") and these constants, on the current
+// context's device. Null, with the reason on stderr, where there is none or no driver.
+const Kernel* find_kernel(const std::string& entry, const std::string& type, const Wanted& wanted);
 
 // An argument of a kernel: a pointer, an int32 or a float.
 class Argument {
@@ -46,8 +47,10 @@ class Argument {
   alignas(8) std::array<unsigned char, 8> bytes_{};
 };
 
-// Starts a kernel on (x, y) programs; the two pointers that Triton adds are null. 0, or an error code for TensorRT.
-int32_t launch(const Kernel* kernel, std::array<uint32_t, 2> grid, std::initializer_list<Argument> arguments,
-               cudaStream_t stream);
+using Named = std::map<std::string, Argument>;
+
+// Starts a kernel on (x, y) programs with those of the arguments that its table names; the two pointers that Triton adds
+// are null. 0, or an error code for TensorRT, with the reason on stderr.
+int32_t launch(const Kernel* kernel, std::array<uint32_t, 2> grid, Named arguments, cudaStream_t stream);
 
 }  // namespace edgellm

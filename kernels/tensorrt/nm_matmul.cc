@@ -73,16 +73,17 @@ int32_t NMMatMul::enqueue(const nvinfer1::PluginTensorDesc* in, const nvinfer1::
                 {"OUT", fields_.word("axis") == "out" ? "1" : "0"},
                 {"ACTIVATION", fields_.word("activation")}};
   const uint32_t panels = blocks(width(), PANEL);  // of results: gate and up are one
-  if (rows == 1) {
-    return launch(find_kernel("nm_decode", type, wanted), {panels, 1},
-                  {inputs[0], inputs[1], bias, residual, outputs[0], n_out, k_in, has_bias, has_residual}, stream);
-  }
+  const Named arguments{{"x", inputs[0]},       {"tiles", inputs[1]}, {"bias", bias},
+                        {"residual", residual}, {"y", outputs[0]},    {"rows", rows},
+                        {"n_out", n_out},       {"k_in", k_in},       {"has_bias", has_bias},
+                        {"has_residual", has_residual}};
+  if (rows == 1) return launch(find_kernel("nm_decode", type, wanted), {panels, 1}, arguments, stream);
   const int32_t together = rows <= FEW ? FEW : MANY;
   wanted["ROWS"] = std::to_string(together);
   const Kernel* kernel = find_kernel("nm_rows", type, wanted);
   if (kernel == nullptr) return 1;
-  return launch(kernel, {blocks(static_cast<int32_t>(panels), kernel->constant("PANELS")), blocks(rows, together)},
-                {inputs[0], inputs[1], bias, residual, outputs[0], rows, n_out, k_in, has_bias, has_residual}, stream);
+  const uint32_t wide = blocks(static_cast<int32_t>(panels), kernel->constant("PANELS"));
+  return launch(kernel, {wide, blocks(rows, together)}, arguments, stream);
 }
 
 }  // namespace edgellm

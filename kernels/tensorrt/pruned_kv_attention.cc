@@ -13,7 +13,7 @@ enum Input { QKV, COS, SIN, POSITIONS, CONTROL, KEY, VALUE, POSITION, SCORE, Q_N
 constexpr int32_t PLAIN = 9, NORMED = 11;       // inputs
 constexpr int32_t CONTROL_FIELDS = 13;          // kernels/control.py
 constexpr int32_t FEW = 64, SPLIT = 256;        // rows of decoding, slots a program (kernels/gpu/README.md)
-constexpr int32_t ROWS_MANY = 64, SLOTS_MANY = 64;
+constexpr int32_t ROWS_MANY = 64, SLOTS_MANY = 64, TOKENS_STAGED = 16;
 
 int32_t size_of(const nvinfer1::Dims& dims, int32_t axis) { return static_cast<int32_t>(dims.d[axis]); }
 
@@ -33,7 +33,7 @@ class Workspace {
 };
 
 struct Arrays {
-  void *scratch, *extent, *sums, *logits;
+  void *scratch, *query, *extent, *sums, *logits;
 };
 
 Arrays cut(Workspace* space, int32_t kv_heads, int32_t capacity, int32_t rows, int32_t head_dim) {
@@ -41,6 +41,7 @@ Arrays cut(Workspace* space, int32_t kv_heads, int32_t capacity, int32_t rows, i
   const size_t all = static_cast<size_t>(rows), few = rows <= FEW ? all : 0, real = sizeof(float);
   Arrays arrays{};
   arrays.scratch = space->take(heads * 2 * static_cast<size_t>(capacity) * sizeof(int32_t));
+  arrays.query = space->take(heads * all * static_cast<size_t>(head_dim) * 2);
   arrays.extent = space->take(heads * std::max(few * splits, all) * 2 * real);
   arrays.sums = space->take(heads * splits * few * static_cast<size_t>(head_dim) * real);
   arrays.logits = space->take(heads * few * SPLIT * splits * real);
@@ -125,44 +126,37 @@ int32_t PrunedKVAttention::enqueue(const nvinfer1::PluginTensorDesc* in, const n
   const int32_t head_dim = fields_.integer("head_dim"), window = fields_.integer("window"), has_norm = has_norm_;
   const float epsilon = fields_.real("epsilon"), scale = fields_.real("scale"), softcap = fields_.real("softcap");
   const int32_t steps = size_of(in[QKV].dims, 0), half = size_of(in[COS].dims, 1);
-  const int32_t capacity = size_of(in[KEY].dims, 1), planes = size_of(in[SCORE].dims, 2), rows = steps * (heads / kv_heads);
+  const int32_t capacity = size_of(in[KEY].dims, 1), planes = size_of(in[SCORE].dims, 2);
+  const int32_t rows = steps * (heads / kv_heads);
   const void *q_norm = has_norm_ ? inputs[Q_NORM] : nullptr, *k_norm = has_norm_ ? inputs[K_NORM] : nullptr;
   const void* control = static_cast<const int64_t*>(inputs[CONTROL]) + fields_.integer("layer") * CONTROL_FIELDS;
-  const void *qkv = inputs[QKV], *cos = inputs[COS], *sin = inputs[SIN], *positions = inputs[POSITIONS];
-  void *y = outputs[0], *key = outputs[1], *value = outputs[2], *position = outputs[3], *score = outputs[4];
   Workspace space(workspace);
   const Arrays arrays = cut(&space, kv_heads, capacity, rows, head_dim);
   const char* type = in[QKV].type == DataType::kBF16 ? "bf16" : "fp16";
-  const Wanted one{{"HEAD_DIM", std::to_string(head_dim)}};
+  int32_t padded = 1;
+  while (padded < heads / kv_heads) padded *= 2;
+  Wanted wanted{{"HEAD_DIM", std::to_string(head_dim)}, {"GROUP", std::to_string(padded)}};
   const uint32_t all = static_cast<uint32_t>(kv_heads), splits = blocks(capacity, SPLIT);
-
-  int32_t code = launch(find_kernel("commit_and_stage", type, one), {all, 1},
-                        {qkv, cos, sin, positions, control, k_norm, key, value, position, score, arrays.scratch, steps,
-                         heads, capacity, half, planes, has_norm, epsilon},
-                        stream);
+  const Named arguments{
+      {"qkv", inputs[QKV]}, {"cos", inputs[COS]}, {"sin", inputs[SIN]}, {"positions", inputs[POSITIONS]},
+      {"control", control}, {"q_norm", q_norm}, {"k_norm", k_norm}, {"key", outputs[1]}, {"value", outputs[2]},
+      {"position", outputs[3]}, {"score", outputs[4]}, {"y", outputs[0]}, {"scratch", arrays.scratch},
+      {"query", arrays.query}, {"extent", arrays.extent}, {"sums", arrays.sums}, {"logits", arrays.logits},
+      {"steps", steps}, {"heads", heads}, {"capacity", capacity}, {"half", half}, {"planes", planes},
+      {"has_norm", has_norm}, {"epsilon", epsilon}, {"scale", scale}, {"window", window}, {"softcap", softcap}};
+  const auto start = [&](const char* entry, uint32_t x, uint32_t y) {
+    return launch(find_kernel(entry, type, wanted), {x, y}, arguments, stream);
+  };
+  int32_t code = start("commit", all, 1);
+  if (code == 0) code = start("stage", all, blocks(steps, TOKENS_STAGED));
   if (code != 0) return code;
   if (rows <= FEW) {
-    Wanted few = one;
-    few["ROWS"] = rows <= 16 ? "16" : rows <= 32 ? "32" : "64";
-    code = launch(find_kernel("attend_few", type, few), {all, splits},
-                  {qkv, cos, sin, positions, control, q_norm, key, value, position, arrays.extent, arrays.sums,
-                   arrays.logits, steps, heads, capacity, half, has_norm, epsilon, scale, window, softcap},
-                  stream);
-    if (code != 0) return code;
-    return launch(find_kernel("combine_few", "", one), {all, splits},
-                  {positions, control, arrays.extent, arrays.sums, arrays.logits, score, y, steps, heads, capacity,
-                   planes},
-                  stream);
+    wanted["ROWS"] = rows <= 16 ? "16" : rows <= 32 ? "32" : "64";
+    code = start("attend_few", all, splits);
+    return code != 0 ? code : start("combine_few", all, splits);
   }
-  code = launch(find_kernel("attend_many", type, one), {all, blocks(rows, ROWS_MANY)},
-                {qkv, cos, sin, positions, control, q_norm, key, value, position, arrays.extent, y, steps, heads,
-                 capacity, half, has_norm, epsilon, scale, window, softcap},
-                stream);
-  if (code != 0) return code;
-  return launch(find_kernel("score_many", type, one), {all, blocks(capacity, SLOTS_MANY)},
-                {qkv, cos, sin, positions, control, q_norm, key, position, arrays.extent, score, steps, heads, capacity,
-                 half, planes, has_norm, epsilon, scale, window, softcap},
-                stream);
+  code = start("attend_many", all, blocks(rows, ROWS_MANY));
+  return code != 0 ? code : start("score_many", all, blocks(capacity, SLOTS_MANY));
 }
 
 }  // namespace edgellm
