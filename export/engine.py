@@ -28,7 +28,7 @@ from edgellm.runtime.append_only import AppendOnly
 from edgellm.runtime.bundle_files import ENGINE_GRAPH, ENGINE_WEIGHTS, TABLES, WEIGHTS
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.embedding_rows import EmbeddingRows
-from edgellm.runtime.engine_build import AHEAD, PORTABLE, ROWS, TOKENS, build, plugins_there, refuse_memory
+from edgellm.runtime.engine_build import AHEAD, PORTABLE, TOKENS, build, most_rows, plugins_there, refuse_memory
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.kv_policy import parse_kv
 from edgellm.runtime.schema import EngineFacts, Manifest, Parity
@@ -73,7 +73,7 @@ def append_only_session(
     layout = CacheLayout(policy, min(TOKENS, capacity), model.layers, model.kv_heads, model.head_dim)
     rows = EmbeddingRows(folder / WEIGHTS, at.offset, at.format)
     runner = OnnxRunner(folder / ENGINE_GRAPH, threads)
-    backend = AppendOnly(runner, rows, layout, capacity, (TOKENS, ROWS))
+    backend = AppendOnly(runner, rows, layout, capacity, (TOKENS, most_rows(model.vocabulary)))
     tokenizer = read_tokenizer(folder, model.vocabulary, TABLES in said.files)
     return Session(said, tokenizer, backend, policy, layout.staging)
 
@@ -134,8 +134,10 @@ def write_engine(
         agreed.check()
         del session
         progress("its parity with torch", 1, 1)
+    fed = [name for name, at in placed.items() if at.format and (planes or name == "embedding")]
+    offsets = {name: placed[name].offset for name in fed}
     written = EngineFacts(
-        config.engine, config.engine_operators, capacity, planes, TOKENS, ROWS, placed["embedding"].offset,
+        config.engine, config.engine_operators, capacity, planes, TOKENS, most_rows(arch.vocabulary), offsets,
         Parity(**asdict(agreed)) if agreed else None, None,
     )  # fmt: skip
     if installed(config.engine):

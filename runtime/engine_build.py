@@ -23,10 +23,11 @@ from edgellm.kernels.library import plugin_path
 from edgellm.runtime.bundle_files import ENGINE, ENGINE_GRAPH, ENGINE_WEIGHTS, file_facts
 from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.schema import BuiltEngine, EngineFacts
+from edgellm.runtime.session import LOGITS_AT_ONCE
 from edgellm.runtime.tensorrt_module import installed, tensorrt
 
-TOKENS, ROWS = 256, 8
-"""The most tokens, and rows of logits, of one run: memory for activations is set aside for so many."""
+TOKENS = 256
+"""The most tokens of one run: memory for activations is set aside for so many."""
 BASE_BYTES, A_BYTE_OF_WEIGHTS = 650_000_000, 3.4
 """What a build takes: the libraries, and so many bytes a byte of weights in the graph (fitted to builds by TensorRT-RTX
 1.7: docs/tensorrt.md)."""
@@ -40,13 +41,15 @@ PORTABLE = ("8.0", "8.6", "8.9", "12.0")
 @dataclass(frozen=True)
 class Request:
     """kind: a value of --engine. graph: the ONNX file. out: the engine. plugins: libraries to load first.
-    capabilities: compute capabilities to build for, "8.9"; none: what TensorRT takes by itself."""
+    capabilities: compute capabilities to build for, "8.9"; none: what TensorRT takes by itself. rows: the most
+    rows of logits of a run."""
 
     kind: str
     graph: str
     out: str
     plugins: list[str] = field(default_factory=list)
     capabilities: list[str] = field(default_factory=list)
+    rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ def build(folder: Path, engine: EngineFacts, capabilities: list[str]) -> BuiltEn
     plugins = [plugin_path()] if engine.operators == "plugins" else []
     unfinished, paths = folder / f"{ENGINE}.partial", [str(path) for path in plugins]
     try:
-        found = run_build(Request(engine.kind, str(folder / ENGINE_GRAPH), str(unfinished), paths, capabilities))
+        found = run_build(
+            Request(engine.kind, str(folder / ENGINE_GRAPH), str(unfinished), paths, capabilities, engine.rows)
+        )
         os.replace(unfinished, folder / ENGINE)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -177,7 +182,7 @@ def _build(request: Request) -> dict[str, Any]:
             if known is None:
                 return {"error": f"it builds for no compute capability {capability} ahead of time"}
             config.set_compute_capability(known, number)
-    config.add_optimization_profile(_profile(builder, network))
+    config.add_optimization_profile(_profile(builder, network, request.rows))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         return {"error": "the build failed; its messages are above"}
@@ -194,13 +199,18 @@ def _build(request: Request) -> dict[str, Any]:
     }
 
 
-def _profile(builder: Any, network: Any) -> Any:
-    """One token to TOKENS, one row of logits to ROWS; a token is what it is tuned for."""
+def most_rows(vocabulary: int) -> int:
+    """The most rows of logits that a session asks for in one run."""
+    return min(TOKENS, max(1, LOGITS_AT_ONCE // vocabulary))
+
+
+def _profile(builder: Any, network: Any, rows: int) -> Any:
+    """One token to TOKENS, one row of logits to `rows`; a token is what it is tuned for."""
     profile = builder.create_optimization_profile()
     for i in range(network.num_inputs):
         end = network.get_input(i)
         if -1 in tuple(end.shape):
-            most = ROWS if end.name == "rows" else TOKENS
+            most = rows if end.name == "rows" else TOKENS
             low, high = ([size if size != -1 else free for size in end.shape] for free in (1, most))
             profile.set_shape(end.name, low, low, high)
     return profile

@@ -12,7 +12,7 @@ from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
 from edgellm.runtime.kv_policy import KVPolicy, kv_policy, parse_kv
 from edgellm.runtime.manifest import read_manifest
-from edgellm.runtime.schema import Manifest
+from edgellm.runtime.schema import EngineFacts, Manifest
 from edgellm.runtime.session import Session
 from edgellm.runtime.tokenizer import TextTokenizer, read_tokenizer
 
@@ -42,7 +42,7 @@ def load(
     manifest = manifest or read_manifest(folder, verify)
     model = manifest.model
     if kv is None and backend == "tensorrt" and manifest.engine:
-        kv = f"full:{min(manifest.engine.capacity, model.context)}"
+        kv = _engines_policy(manifest, manifest.engine)
     policy = _default_policy(manifest) if kv is None else parse_kv(kv, model.context)
     layout = CacheLayout(policy, min(CHUNK, model.context), model.layers, model.kv_heads, model.head_dim)
     tokenizer = read_tokenizer(folder, model.vocabulary, TABLES in manifest.files)
@@ -64,6 +64,14 @@ def _backend(folder: Path, manifest: Manifest, layout: CacheLayout, threads: int
     from edgellm.runtime.onnx_backend import OnnxBackend
 
     return OnnxBackend(folder, layout, manifest.model.vocabulary, threads)
+
+
+def _engines_policy(manifest: Manifest, engine: EngineFacts) -> str | None:
+    """A full cache of the size that the engine has; None, the bundle's policy, where its plugins evict."""
+    if engine.operators == "plugins" and manifest.kv.policy != "full":
+        return None
+    staging = engine.tokens if engine.operators == "plugins" else 0
+    return f"full:{min(engine.capacity - staging, manifest.model.context)}"
 
 
 def _default_policy(manifest: Manifest) -> KVPolicy:

@@ -158,10 +158,10 @@ class BuiltEngine:
 @dataclass(frozen=True)
 class EngineFacts:
     """engine.onnx, what a TensorRT engine is built from. kind: "tensorrt-rtx" | "tensorrt". operators: "standard" |
-    "plugins". capacity: slots of a layer's KV cache; planes: of its scores,
-    0 where it has none. tokens, rows: the most of one run. embedding: where in model.onnx.data
-    the matrix lies whose rows it is fed. parity: of the graph in ONNX Runtime with torch, None where it has plugins.
-    built: None until there is a model.engine."""
+    "plugins". capacity: slots of a layer's KV cache; planes: of its scores, 0 where it has none. tokens, rows: the most
+    of one run. offsets: where in model.onnx.data the matrices begin that it is fed: the embedding's rows, and with
+    plugins every matrix's tiles. parity: of the graph in ONNX Runtime with torch, None where it has plugins. built:
+    None until there is a model.engine."""
 
     kind: str
     operators: str
@@ -169,14 +169,14 @@ class EngineFacts:
     planes: int
     tokens: int
     rows: int
-    embedding: int
+    offsets: dict[str, int]
     parity: Parity | None
     built: BuiltEngine | None
 
     def __post_init__(self) -> None:
         if self.kind not in ENGINES or self.operators not in ENGINE_OPERATORS:
             raise ValueError(f'"engine" is {self.kind!r} of {self.operators!r} operators; expected one of {ENGINES}')
-        if min(self.capacity, self.tokens, self.rows) < 1 or self.embedding < 0:
+        if min(self.capacity, self.tokens, self.rows) < 1 or min(self.offsets.values(), default=-1) < 0:
             raise ValueError('"engine" has a size below 1')
 
 

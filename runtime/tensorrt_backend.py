@@ -7,22 +7,25 @@ what to run.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from edgellm.devices.cuda import device_capability
 from edgellm.kernels.layout import Format
 from edgellm.kernels.library import plugin_path
 from edgellm.runtime.append_only import AppendOnly
+from edgellm.runtime.backend import Backend
 from edgellm.runtime.bundle_files import ENGINE, WEIGHTS, file_facts
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.embedding_rows import EmbeddingRows
 from edgellm.runtime.engine_file import read_header
 from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
-from edgellm.runtime.schema import BuiltEngine, EngineFacts, Manifest
+from edgellm.runtime.plugin_backend import PluginBackend
+from edgellm.runtime.schema import BuiltEngine, EngineFacts, Manifest, Matrix
 from edgellm.runtime.tensorrt_module import tensorrt
 
 
-def tensorrt_backend(folder: Path, manifest: Manifest, layout: CacheLayout) -> AppendOnly:
+def tensorrt_backend(folder: Path, manifest: Manifest, layout: CacheLayout) -> Backend:
     """Open a bundle's engine. Raises UsageError for a bundle exported without one, or a KV policy it cannot have;
     BundleError for an engine that is not built, is damaged or is another TensorRT's, GPU's or plugin's; EdgellmError
     where TensorRT or a GPU is missing."""
@@ -31,20 +34,29 @@ def tensorrt_backend(folder: Path, manifest: Manifest, layout: CacheLayout) -> A
         raise UsageError(
             "this bundle was exported without an engine", "Export it again with --engine, or leave --backend out."
         )
-    if engine.operators == "plugins":
-        raise UsageError(
-            "this bundle's engine has our plugins, which no runtime here runs yet",
-            "Export with --engine-operators standard, or leave --backend out.",
-        )
     trt = tensorrt(engine.kind)
     refuse_other(folder, engine, trt.__version__, device_capability())
     from edgellm.runtime.tensorrt_runner import TensorRtRunner
 
-    entry = next(matrix for matrix in manifest.matrices if matrix.name == "embedding")
-    form = Format(entry.n_out, entry.k_in, entry.bits, entry.group, entry.zero, entry.n, entry.m, entry.axis)
-    rows = EmbeddingRows(folder / WEIGHTS, engine.embedding, form)
-    runner: Any = TensorRtRunner(folder / ENGINE, trt, engine, manifest.model.vocabulary)
+    formats = {entry.name: format_of(entry) for entry in manifest.matrices}
+    data, embedding = folder / WEIGHTS, engine.offsets["embedding"]
+    rows = EmbeddingRows(data, embedding, formats["embedding"])
+    tiles = {
+        f"tiles.{name}": np.memmap(data, np.int8, "r", offset, (formats[name].nbytes,))
+        for name, offset in engine.offsets.items()
+        if engine.operators == "plugins"
+    }
+    if tiles and not trt.get_plugin_registry().load_library(str(plugin_path())):
+        raise BundleError(f"TensorRT cannot load {plugin_path()}", "Build it against this TensorRT's headers.")
+    runner = TensorRtRunner(folder / ENGINE, trt, engine, manifest.model.vocabulary, tiles)
+    if tiles:
+        return PluginBackend(runner, rows, layout, engine.capacity, engine.planes)
     return AppendOnly(runner, rows, layout, engine.capacity, (engine.tokens, engine.rows))
+
+
+def format_of(entry: Matrix) -> Format:
+    """The packed format of one of the manifest's matrices."""
+    return Format(entry.n_out, entry.k_in, entry.bits, entry.group, entry.zero, entry.n, entry.m, entry.axis)
 
 
 def refuse_other(folder: Path, engine: EngineFacts, version: str, capability: str | None) -> BuiltEngine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,22 @@ from edgellm.runtime.cuda_memory import Cuda
 from edgellm.runtime.errors import BundleError
 from edgellm.runtime.schema import EngineFacts
 
+CACHES = ("key.", "value.", "position.", "score.")
 LATEST = "This is as TensorRT's log says it; see docs/tensorrt.md, or run the bundle without --backend tensorrt."
 
 
 class TensorRtRunner:
-    """runtime.append_only.Runner on GPU 0. The file's header and the manifest's stamp were compared before
+    """runtime.append_only.Runner on GPU 0. constants: what inputs hold for good, by name: tiles of weights.
+    The file's header and the manifest's stamp were compared before
     (tensorrt_backend.py).
 
     Not run by any test: no machine of the project has a GPU. Raises BundleError where TensorRT refuses the file or a
     run, EdgellmError for CUDA's failures.
     """
 
-    def __init__(self, path: Path, trt: Any, facts: EngineFacts, vocabulary: int) -> None:
+    def __init__(
+        self, path: Path, trt: Any, facts: EngineFacts, vocabulary: int, constants: Mapping[str, NDArray[Any]]
+    ) -> None:
         self._cuda, self._vocabulary = Cuda(), vocabulary
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -46,13 +51,15 @@ class TensorRtRunner:
             )
             self._host[name] = largest, dtype
             self._address[name] = self._cuda.allocate(int(np.prod(largest)) * dtype.itemsize)
-            for end in (name, f"{name}.out") if name.startswith(("key.", "value.")) else (name,):
+            for end in (name, f"{name}.out") if name.startswith(CACHES) else (name,):
                 self._context.set_tensor_address(end, self._address[name])
+            if name in constants:
+                self._cuda.upload(constants[name], self._address[name])
 
     @property
     def kv_bytes(self) -> int:
         """See Runner.kv_bytes."""
-        caches = [self._host[name] for name in self._host if name.startswith(("key.", "value."))]
+        caches = [self._host[name] for name in self._host if name.startswith(CACHES)]
         return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in caches)
 
     def run(self, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from tests.bundles import make_bundle
-from tests.conftest import ROOT
 
 from edgellm.runtime import engine_build, load
 from edgellm.runtime.bundle_files import ENGINE, ENGINE_GRAPH
@@ -26,6 +24,8 @@ from edgellm.runtime.engine_file import read_header
 from edgellm.runtime.errors import BundleError, EdgellmError
 from edgellm.runtime.manifest import read_manifest
 from edgellm.runtime.tensorrt_module import installed, tensorrt
+from tests.bundles import make_bundle
+from tests.conftest import ROOT
 
 KIND = "tensorrt-rtx"
 PLUGINS = ROOT / "build" / "tensorrt" / "plugin" / "kernels" / "tensorrt" / "libedgellm_tensorrt.so"
@@ -34,7 +34,7 @@ compiled = pytest.mark.skipif(not PLUGINS.is_file(), reason="the plugins are not
 
 
 def rebuilt(bundle: Path, out: Path, plugins: list[Path]) -> Built:
-    return run_build(Request(KIND, str(bundle / ENGINE_GRAPH), str(out), [str(path) for path in plugins], ["8.9"]))
+    return run_build(Request(KIND, str(bundle / ENGINE_GRAPH), str(out), [str(path) for path in plugins], ["8.9"], 8))
 
 
 @pytest.fixture(scope="module")

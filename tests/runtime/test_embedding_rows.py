@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.kernels.operators import random_matrix
 
 from edgellm.export.pack import pack
 from edgellm.kernels.layout import Format
 from edgellm.kernels.reference import quant_gather
 from edgellm.runtime.embedding_rows import EmbeddingRows
+from tests.kernels.operators import random_matrix
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ from edgellm.runtime.schema import BuiltEngine, EngineFacts
 from edgellm.runtime.tensorrt_backend import refuse_other
 
 VERSION = "1.7.1.116"
-FACTS = EngineFacts("tensorrt-rtx", "standard", 64, 0, 256, 8, 0, None, BuiltEngine(VERSION, ["8.9"], None))
+FACTS = EngineFacts(
+    "tensorrt-rtx", "standard", 64, 0, 256, 8, {"embedding": 0}, None, BuiltEngine(VERSION, ["8.9"], None)
+)
 
 
 def write(
@@ -78,7 +80,7 @@ def test_a_missing_plugin_and_another_one_are_refused(tmp_path: Path, monkeypatc
     monkeypatch.setattr(tensorrt_backend, "plugin_path", lambda: library)
     refuse_other(tmp_path, facts, VERSION, "8.9")
     library.write_bytes(b"another build")
-    with pytest.raises(BundleError, match="built with another libedgellm_tensorrt.so"):
+    with pytest.raises(BundleError, match=r"built with another libedgellm_tensorrt\.so"):
         refuse_other(tmp_path, facts, VERSION, "8.9")
     monkeypatch.setattr(tensorrt_backend, "plugin_path", missing)
     with pytest.raises(BundleError, match="needs our TensorRT plugins"):
