@@ -85,6 +85,11 @@ def refuse_engine(config: ExportConfig, weight_bytes: int) -> None:
     `tensorrt` need not be here: its engine is built on the device.
     """
     capability = config.device.compute_capability
+    if config.engine != "none" and config.kv_bits != 16:
+        raise UsageError(
+            f"--kv-bits {config.kv_bits} with --engine {config.engine}: engines keep keys and values in half precision",
+            "Leave --kv-bits out.",
+        )
     if config.engine_operators == "plugins":
         weight_bytes = 0  # they stay outside
         if config.engine != "none" and installed(config.engine):

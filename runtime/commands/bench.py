@@ -13,7 +13,7 @@ from edgellm.devices.cores import usable_cores
 from edgellm.devices.memory import peak_rss_bytes
 from edgellm.runtime import load
 from edgellm.runtime.benchmark import Case, check_lengths, measure, prompt_ids
-from edgellm.runtime.commands.options import bundle_argument, json_option, session_options
+from edgellm.runtime.commands.options import backend_option, bundle_argument, json_option, session_options
 from edgellm.runtime.commands.output import note, print_json, progress_bar
 from edgellm.runtime.errors import EdgellmError, UsageError
 from edgellm.runtime.roofline import manifest_weight_bytes
@@ -27,6 +27,7 @@ from edgellm.runtime.roofline import manifest_weight_bytes
 @click.option("--new-tokens", type=int, default=128, show_default=True, help="Tokens to decode after each.")
 @click.option("--runs", type=int, default=5, show_default=True, help="Runs a length; medians are shown.")
 @session_options
+@backend_option
 @json_option
 def command(
     bundle: Path,

@@ -9,7 +9,7 @@ import click
 
 from edgellm.runtime import load
 from edgellm.runtime.commands.generate import read_stdin
-from edgellm.runtime.commands.options import bundle_argument, json_option, session_options
+from edgellm.runtime.commands.options import backend_option, bundle_argument, json_option, session_options
 from edgellm.runtime.commands.output import note, print_json, progress_bar
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.session import Session, shared
@@ -22,6 +22,7 @@ from edgellm.runtime.session import Session, shared
 @click.option("--chat", is_flag=True, help="The prompt is a question, in the model's chat template.")
 @click.option("--system", help="A system message before it (with --chat).")
 @session_options
+@backend_option
 @json_option
 def command(
     bundle: Path,

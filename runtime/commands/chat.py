@@ -10,8 +10,10 @@ from typing import Any
 import click
 
 from edgellm.runtime import load
+from edgellm.runtime.commands.adapters import adapter_option, use_adapter
 from edgellm.runtime.commands.generate import note_unused, summary
 from edgellm.runtime.commands.options import (
+    backend_option,
     bundle_argument,
     json_option,
     prompt_cache_option,
@@ -32,14 +34,17 @@ from edgellm.runtime.transcript import Transcript
 @click.option("--system", help="A system message.")
 @click.option("-n", "--max-new-tokens", type=int, default=512, show_default=True, help="The most tokens an answer.")
 @prompt_cache_option
+@adapter_option
 @sampling_options
 @session_options
+@backend_option
 @json_option
 def command(
     bundle: Path,
     system: str | None,
     max_new_tokens: int,
     prompt_cache: Path | None,
+    adapter: Path | None,
     kv: str | None,
     threads: int | None,
     verify: bool,
@@ -54,9 +59,13 @@ def command(
     printf 'Hi!\\nTell me more.\\n' | edgellm chat bundle
     """
     options = sampling(**settings)
+    if backend != "cpu" and adapter is not None:
+        raise UsageError(f"--backend {backend} with an adapter: adapters run on the CPU", "Leave one of them out.")
     session = load(bundle, kv=kv, threads=threads, verify=verify, backend=backend)
     if session.chat is None:
         raise UsageError("this bundle has no chat template", "Use edgellm generate: it continues plain text.")
+    if adapter is not None:
+        use_adapter(session, adapter, bundle, threads, system or "")
     if prompt_cache is not None:
         session.restore_cache(prompt_cache)
     talk = Conversation(session, system, options, max_new_tokens)
