@@ -1,4 +1,4 @@
-// NVIDIA's driver API, loaded when the first kernel is launched: neither this library nor a build of an engine needs it.
+// NVIDIA's driver API, loaded when the first kernel is launched: neither loading this nor building an engine needs it.
 #pragma once
 
 #include <cstddef>

@@ -122,7 +122,7 @@ int32_t launch(const Kernel* kernel, std::array<uint32_t, 2> grid, Named argumen
   for (const std::string& name : kernel->arguments) {
     const auto found = arguments.find(name);
     if (found == arguments.end()) {
-      std::fprintf(stderr, "edgellm: a kernel wants \"%s\", which these plugins do not know: cubins of another version\n",
+      std::fprintf(stderr, "edgellm: a kernel wants %s, unknown to these plugins: its cubin is of another version\n",
                    name.c_str());
       return 1;
     }

@@ -49,8 +49,8 @@ class Argument {
 
 using Named = std::map<std::string, Argument>;
 
-// Starts a kernel on (x, y) programs with those of the arguments that its table names; the two pointers that Triton adds
-// are null. 0, or an error code for TensorRT, with the reason on stderr.
+// Starts a kernel on (x, y) programs with those of the arguments that its table names; the two pointers that Triton
+// adds are null. 0, or an error code for TensorRT, with the reason on stderr.
 int32_t launch(const Kernel* kernel, std::array<uint32_t, 2> grid, Named arguments, cudaStream_t stream);
 
 }  // namespace edgellm

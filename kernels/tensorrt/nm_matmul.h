@@ -1,5 +1,5 @@
-// NMMatMul (kernels/reference.py) as a TensorRT plugin: x [T, k_in], tiles, and a bias [n_out] where the node has a third
-// input. The input's norm and the residual are nodes of their own on a GPU.
+// NMMatMul (kernels/reference.py) as a TensorRT plugin: x [T, k_in], tiles, and a bias [n_out] where the node has a
+// third input. The input's norm and the residual are nodes of their own on a GPU.
 #pragma once
 
 #include "kernels/tensorrt/plugin.h"

@@ -1,4 +1,4 @@
-// launch LIBRARY matmul ROWS | attention TOKENS: creates a plugin as TensorRT would and enqueues it on made-up addresses.
+// launch LIBRARY matmul ROWS | attention TOKENS: a plugin made as TensorRT would, enqueued on made-up addresses.
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
@@ -30,8 +30,8 @@ int main(int count, char** given) {
   const int32_t n_out = 200, k_in = 128, bits = 4, group = 64, one = 1;
   const int32_t heads = 8, kv_heads = 2, head_dim = 64, window = 7, layer = 3;
   const float scale = 0.125f, softcap = 30, epsilon = 1e-5f;
-  std::vector<Field> fields = {{"n_out", &n_out, PluginFieldType::kINT32, 1}, {"k_in", &k_in, PluginFieldType::kINT32, 1},
-      {"bits", &bits, PluginFieldType::kINT32, 1}, {"group", &group, PluginFieldType::kINT32, 1},
+  std::vector<Field> fields = {{"n_out", &n_out, PluginFieldType::kINT32, 1},
+      {"k_in", &k_in, PluginFieldType::kINT32, 1}, {"bits", &bits, PluginFieldType::kINT32, 1}, {"group", &group, PluginFieldType::kINT32, 1},
       {"zero", "min", PluginFieldType::kCHAR, 3}, {"n", &one, PluginFieldType::kINT32, 1},
       {"m", &one, PluginFieldType::kINT32, 1}, {"axis", "in", PluginFieldType::kCHAR, 2}};
   if (!matmul) {
@@ -62,5 +62,6 @@ int main(int count, char** given) {
   auto* attached = static_cast<IPluginV3OneRuntime*>(
       runtime->attachToContext(nullptr)->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
   attached->onShapeChange(in.data(), static_cast<int32_t>(in.size()), nullptr, 0);
-  return attached->enqueue(in.data(), nullptr, inputs.data(), outputs.data(), reinterpret_cast<void*>(0x100000), nullptr);
+  void* workspace = reinterpret_cast<void*>(0x100000);
+  return attached->enqueue(in.data(), nullptr, inputs.data(), outputs.data(), workspace, nullptr);
 }
