@@ -41,8 +41,8 @@ PORTABLE = ("8.0", "8.6", "8.9", "12.0")
 @dataclass(frozen=True)
 class Request:
     """kind: a value of --engine. graph: the ONNX file. out: the engine. plugins: libraries to load first.
-    capabilities: compute capabilities to build for, "8.9"; none: what TensorRT takes by itself. rows: the most
-    rows of logits of a run."""
+    capabilities: compute capabilities for TensorRT-RTX to build for, "8.9"; none: what it takes by itself. rows: the
+    most rows of logits of a run."""
 
     kind: str
     graph: str
@@ -175,7 +175,7 @@ def _build(request: Request) -> dict[str, Any]:
     config = builder.create_builder_config()
     if request.plugins:
         config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
-    if request.capabilities:
+    if request.kind == "tensorrt-rtx" and request.capabilities:  # the other builds for the GPU it finds
         config.num_compute_capabilities = len(request.capabilities)
         for number, capability in enumerate(request.capabilities):
             known = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""), None)

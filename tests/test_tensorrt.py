@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -164,6 +165,29 @@ def test_a_jetsons_engine_is_left_for_the_jetson(tiny_model: Path, tmp_path: Pat
     manifest = read_manifest(tmp_path / "bundle").engine
     assert manifest is not None
     assert manifest.built is None
+
+
+@here
+def test_the_same_code_builds_with_the_module_of_a_jetson(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT-RTX's module under the other's name stands in for it."""
+    if installed("tensorrt"):
+        pytest.skip("the module tensorrt is here")
+    make_bundle(tiny_model, tmp_path / "bundle", bits=8, engine="tensorrt")
+    module = tmp_path / "modules" / "tensorrt"
+    module.mkdir(parents=True)
+    (module / "__init__.py").write_text("from tensorrt_rtx import *\nfrom tensorrt_rtx import __version__\n")
+    monkeypatch.syspath_prepend(str(module.parent))
+    monkeypatch.setenv("PYTHONPATH", str(module.parent), prepend=os.pathsep)
+    result = CliRunner().invoke(main, ["build-engine", str(tmp_path / "bundle"), "--json"])
+    assert result.exit_code == 0, result.output
+    facts = read_manifest(tmp_path / "bundle", verify=True).engine
+    assert facts is not None
+    assert facts.built is not None
+    assert facts.kind == "tensorrt"
+    with pytest.raises(BundleError, match="is a tensorrt-rtx engine; the manifest says tensorrt"):
+        load(tmp_path / "bundle", backend="tensorrt")
 
 
 def test_a_board_that_tensorrt_rtx_does_not_know_is_refused_before_the_work(tiny_model: Path, tmp_path: Path) -> None:
