@@ -128,7 +128,8 @@ def write_engine(
     folder, capacity, planes, agreed = bundle.folder, slots(config, arch.context), 0, None
     if config.engine_operators == "plugins":
         policy = config.policy(arch.context)
-        capacity, planes = (capacity if policy.name == "full" else policy.budget) + TOKENS, max(1, policy.planes)
+        largest = capacity if policy.name == "full" else max(policy.layer_budgets(arch.layers))
+        capacity, planes = largest + TOKENS, max(1, policy.planes)
     progress("engine's graph", 0, 1)
     write_graph(arch, placed, folder, capacity, planes)
     progress("engine's graph", 1, 1)

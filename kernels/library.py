@@ -19,16 +19,24 @@ OPERATORS = 4
 
 def library_path() -> Path:
     """Where the operators' library lies. Raises FileNotFoundError when this build has none (a pure-Python wheel)."""
-    return _beside(_NAME)
+    return _installed(_NAME)
+
+
+def cmake_prefix() -> Path:
+    """What CMake's find_package(edgellm) wants in CMAKE_PREFIX_PATH: libedgellm.so lies there, edgellm.h in include/.
+
+    Raises FileNotFoundError where the package was not installed as a wheel.
+    """
+    return _installed("lib/cmake/edgellm/edgellmConfig.cmake").parents[3]
 
 
 def plugin_path() -> Path:
     """Where the TensorRT plugins lie. Raises FileNotFoundError: wheels have none, it is compiled against the device's
     TensorRT headers (docs/tensorrt.md)."""
-    return _beside("libedgellm_tensorrt.so")
+    return _installed("libedgellm_tensorrt.so")
 
 
-def _beside(name: str) -> Path:
+def _installed(name: str) -> Path:
     import edgellm.kernels
 
     # An editable install keeps Python here and CMake's output in site-packages: __path__ has both.

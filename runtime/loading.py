@@ -43,7 +43,7 @@ def load(
     model = manifest.model
     if kv is None and backend == "tensorrt" and manifest.engine:
         kv = _engines_policy(manifest, manifest.engine)
-    policy = _default_policy(manifest) if kv is None else parse_kv(kv, model.context)
+    policy = _default_policy(manifest) if kv is None else parse_kv(kv, model.context, manifest.kv.budgets)
     layout = cache_layout(manifest, policy, min(CHUNK, model.context))
     tokenizer = read_tokenizer(folder, model.vocabulary, TABLES in manifest.files)
     runs = _backend(folder, manifest, layout, threads, backend)
