@@ -13,8 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from edgellm.kernels.gpu.run import BUDGET, HEADS, field, kept, logits_of, places_of, rows_of, weighed
-from edgellm.kernels.gpu.votes import counted_of, ended, settle, weight
+from edgellm.kernels.gpu.run import BUDGET, field, kept, logits_of, places_of, rows_of, weighed
+from edgellm.kernels.gpu.votes import counted_of, settle, voted
 
 
 @triton.jit
@@ -59,18 +59,16 @@ def attend_few(
 
 
 @triton.jit
-def _all(extent, head, row, rows, splits, parts):
-    """A row's maximum and total over the first `parts` splits."""
-    most = tl.full([], float("-inf"), tl.float32)
-    total = tl.full([], 0.0, tl.float32)
-    for first in range(0, parts, 32):
-        split = first + tl.arange(0, 32)
-        part = extent + 2 * ((head * splits + split) * rows + row)
-        m = tl.load(part, mask=split < parts, other=float("-inf"))
-        l = tl.load(part + 1, mask=split < parts, other=0.0)
-        new = tl.maximum(most, tl.max(m, axis=0))
+def _all(extent, part, parts, rows, live):
+    """Maximum and total of rows over the first `parts` splits; part: where each row's first split lies in extent."""
+    most = tl.full(part.shape, float("-inf"), tl.float32)
+    total = tl.zeros(part.shape, tl.float32)
+    for split in range(0, parts):
+        m = tl.load(extent + 2 * (part + split * rows), mask=live, other=0.0)
+        l = tl.load(extent + 2 * (part + split * rows) + 1, mask=live, other=1.0)
+        new = tl.maximum(most, m)
         by = tl.where(new == float("-inf"), 0.0, new)
-        total = total * tl.exp(most - by) + tl.sum(l * tl.exp(m - by), axis=0)
+        total = total * tl.exp(most - by) + l * tl.exp(m - by)
         most = new
     return most, total
 
@@ -78,45 +76,46 @@ def _all(extent, head, row, rows, splits, parts):
 @triton.jit
 def combine_few(
     positions, control, extent, sums, logits, score, y, steps, heads, capacity, planes,
-    HEAD_DIM: tl.constexpr, WIDE: tl.constexpr, SPLIT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Results and scores: grid (kv_heads, splits). A program writes every splits-th row and the scores of its split."""
+    """Results and scores: grid (kv_heads, splits). A program writes the scores of its split, and every splits-th block of
+    TOKENS tokens of y. GROUP: the power of two that holds a group."""
     head, split = tl.program_id(0), tl.program_id(1)
     kv_heads, splits = tl.num_programs(0), tl.num_programs(1)
     group = heads // kv_heads
     rows = steps * group
     committed, budget = kept(control), field(control, BUDGET)
     parts = tl.cdiv(committed + steps, SPLIT)
-    d = tl.arange(0, WIDE)
-    for row in range(split, rows, splits):
-        most, total = _all(extent, head, row, rows, splits, parts)
-        mixed = tl.zeros([WIDE], tl.float32)
-        for other in range(0, parts):
-            part = (head * splits + other) * rows + row
-            worth = tl.exp(tl.load(extent + 2 * part) - most)
-            mixed += worth * tl.load(sums + part.to(tl.int64) * HEAD_DIM + d, mask=d < HEAD_DIM, other=0.0)
-        t = row // group
-        at = (t * heads + head * group + row % group).to(tl.int64) * HEAD_DIM + d
-        tl.store(y + at, (mixed / total).to(y.dtype.element_ty), mask=d < HEAD_DIM)
-
-    counted = counted_of(control)
-    how = field(control, HEADS)
-    if (counted > 0) & (split < parts):
-        i = split * SPLIT + tl.arange(0, SPLIT)
-        there = i < committed + steps
-        paid = tl.zeros([SPLIT], tl.float32)
-        older = tl.zeros([SPLIT], tl.float32)
-        for t in range(0, counted):
-            of_heads = tl.zeros([SPLIT], tl.float32)
-            for g in range(0, group):
-                row = t * group + g
-                most, total = _all(extent, head, row, rows, splits, parts)
-                keep = (head * rows + row).to(tl.int64) * (splits * SPLIT) + i
-                p = tl.exp(tl.load(logits + keep, mask=there, other=float("-inf")) - most) / total
-                of_heads = tl.where(how == 2, tl.maximum(of_heads, p), of_heads + p)
-            worth = weight(control, t, counted) / tl.where(how == 1, group, 1)
-            gone = ended(control, positions, t, counted)
-            paid += tl.where(gone == 0, worth, 0.0) * of_heads
-            older += tl.where(gone == 1, worth, 0.0) * of_heads
+    d = tl.arange(0, WIDE)[None, :]
+    of = tl.arange(0, TOKENS * GROUP)
+    i = split * SPLIT + tl.arange(0, SPLIT)
+    there = i < committed + steps
+    counted = tl.where(split < parts, counted_of(control), 0)
+    paid = tl.zeros([SPLIT], tl.float32)
+    older = tl.zeros([SPLIT], tl.float32)
+    for first in range(0, steps, TOKENS):
+        t = first + of // GROUP
+        live = (t < steps) & (of % GROUP < group)
+        row = t * group + of % GROUP
+        part = (head * splits * rows + row).to(tl.int64)
+        if first // TOKENS % splits == split:
+            most, total = _all(extent, part, parts, rows, live)
+            mixed = tl.zeros([TOKENS * GROUP, WIDE], tl.float32)
+            for other in range(0, parts):
+                at = part + other * rows
+                worth = tl.exp(tl.load(extent + 2 * at, mask=live, other=0.0) - most)
+                wide = live[:, None] & (d < HEAD_DIM)
+                mixed += worth[:, None] * tl.load(sums + at[:, None] * HEAD_DIM + d, mask=wide, other=0.0)
+            to = (t * heads + head * group + of % GROUP).to(tl.int64)[:, None] * HEAD_DIM + d
+            tl.store(y + to, (mixed / total[:, None]).to(y.dtype.element_ty), mask=live[:, None] & (d < HEAD_DIM))
+        if first < counted:
+            most, total = _all(extent, part, parts, rows, live)
+            keep = (head * rows + row).to(tl.int64)[:, None] * (splits * SPLIT) + i[None, :]
+            s = tl.load(logits + keep, mask=live[:, None] & there[None, :], other=float("-inf"))
+            p = (tl.exp(s - most[:, None]) / total[:, None]).reshape([TOKENS, GROUP, SPLIT])
+            now, before = voted(control, positions, p, first + tl.arange(0, TOKENS), counted, group)
+            paid += now
+            older += before
+    if counted > 0:
         place = places_of(i, head, committed, budget, capacity)
         settle(control, positions, score, place, there, planes, counted, paid, older)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from edgellm.kernels.gpu.run import BUDGET, HEADS, field, kept, logits_of, places_of, rows_of, weighed
-from edgellm.kernels.gpu.votes import counted_of, ended, settle, weight
+from edgellm.kernels.gpu.run import BUDGET, field, kept, logits_of, places_of, rows_of, weighed
+from edgellm.kernels.gpu.votes import counted_of, settle, voted
 
 
 @triton.jit
@@ -63,7 +63,6 @@ def score_many(
     rows = steps * group
     committed, budget = kept(control), field(control, BUDGET)
     counted = counted_of(control)
-    how = field(control, HEADS)
     i = tl.program_id(1) * SLOTS + tl.arange(0, SLOTS)
     there = i < committed + steps
     if (counted > 0) & (tl.program_id(1) * SLOTS < committed + steps):
@@ -84,10 +83,7 @@ def score_many(
             most = tl.load(part, mask=live, other=0.0)
             total = tl.load(part + 1, mask=live, other=1.0)
             p = (tl.exp(s - most[:, None]) / total[:, None]).reshape([TOKENS, GROUP, SLOTS])
-            of_heads = tl.where(how == 2, tl.max(p, axis=1), tl.sum(p, axis=1))
-            token = first + tl.arange(0, TOKENS)
-            worth = weight(control, token, counted) / tl.where(how == 1, group, 1)
-            gone = ended(control, positions, token, counted)
-            paid += tl.sum(tl.where(gone == 0, worth, 0.0)[:, None] * of_heads, axis=0)
-            older += tl.sum(tl.where(gone == 1, worth, 0.0)[:, None] * of_heads, axis=0)
+            now, before = voted(control, positions, p, first + tl.arange(0, TOKENS), counted, group)
+            paid += now
+            older += before
         settle(control, positions, score, place, there, planes, counted, paid, older)

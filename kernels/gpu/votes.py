@@ -13,13 +13,15 @@ import triton
 import triton.language as tl
 
 from edgellm.kernels.control import ATTENTION as _ATTENTION
+from edgellm.kernels.control import HEADS as _HEADS
 from edgellm.kernels.control import MILLION as _MILLION
 from edgellm.kernels.control import OLDER as _OLDER
 from edgellm.kernels.control import SCORE as _SCORE
-from edgellm.kernels.gpu.run import ANCHOR, COUNTED, FORGET, POLICY, QUERIES, field
+from edgellm.kernels.gpu.run import ANCHOR, COUNTED, FORGET, HEADS, POLICY, QUERIES, field
 
 ATTENTION, OLDER, MILLION = tl.constexpr(_ATTENTION), tl.constexpr(_OLDER), tl.constexpr(_MILLION)
 SCORE = tl.constexpr(_SCORE)
+MEAN, MAX = tl.constexpr(_HEADS.index("mean")), tl.constexpr(_HEADS.index("max"))
 
 
 @triton.jit
@@ -36,7 +38,7 @@ def _power(control, n):
 
 
 @triton.jit
-def ended(control, positions, t, counted):
+def _ended(control, positions, t, counted):
     """How many windows end with token t or a later counted one."""
     length, anchor = field(control, QUERIES), field(control, ANCHOR)
     first = tl.load(positions).to(tl.int32)
@@ -47,16 +49,24 @@ def ended(control, positions, t, counted):
 
 
 @triton.jit
-def weight(control, t, counted):
-    """What token t's attention is worth at the end of the run; 0 where it does not count."""
-    return tl.where(t < counted, _power(control, tl.maximum(counted - 1 - t, 0)), 0.0)
+def voted(control, positions, p, t, counted, group):
+    """Sums over tokens t [T] of what they paid, probabilities p [T, heads, S]: of the open window and of the one before.
+
+    paid[t, s] = sum | mean | max over the group's query heads; what is no head must be 0.
+    """
+    how = field(control, HEADS)
+    of_heads = tl.where(how == MAX, tl.max(p, axis=1), tl.sum(p, axis=1) / tl.where(how == MEAN, group, 1))
+    worth = tl.where(t < counted, _power(control, tl.maximum(counted - 1 - t, 0)), 0.0)
+    gone = _ended(control, positions, t, counted)
+    now = tl.sum(tl.where(gone == 0, worth, 0.0)[:, None] * of_heads, axis=0)
+    return now, tl.sum(tl.where(gone == 1, worth, 0.0)[:, None] * of_heads, axis=0)
 
 
 @triton.jit
 def settle(control, positions, score, place, there, planes, counted, paid, older):
     """Scores at `place` from what they were and this run's sums of the open window (paid) and of the one before."""
     stays = _power(control, counted)
-    gone = ended(control, positions, 0, counted)
+    gone = _ended(control, positions, 0, counted)
     at = score + place * planes
     attention = tl.load(at + ATTENTION, mask=there, other=0.0)
     tl.store(at + ATTENTION, tl.where(gone == 0, stays * attention, 0.0) + paid, mask=there)

@@ -80,6 +80,7 @@ class GpuLayer(Layer):
             qkv, cos, sin, positions, control, *norms, key, value, position, score, query,
             steps, self.heads, capacity, half, planes, int(bool(self.norms)), 1e-5, **dims, TOKENS=16,
         )  # fmt: skip
+        group = power(self.heads // self.kv_heads)
         y = torch.zeros((steps, self.heads * self.head_dim), dtype=torch.float16)
         ends = [scale, self.window, self.softcap]
         given = [query, positions, control, key]
@@ -94,11 +95,11 @@ class GpuLayer(Layer):
             )  # fmt: skip
             combine_few[(self.kv_heads, splits)](
                 positions, control, extent, sums, logits, score, y, steps, self.heads, capacity, planes,
-                **dims, SPLIT=self.split,
-            )
+                **dims, GROUP=group, TOKENS=max(1, 16 // group), SPLIT=self.split,
+            )  # fmt: skip
         else:
             extent = torch.full((self.kv_heads, many, 2), torch.nan)
-            block, slots, group = 32, 32, power(self.heads // self.kv_heads)
+            block, slots = 32, 32
             attend_many[(self.kv_heads, -(-many // block))](
                 *given, value, position, extent, y, steps, self.heads, capacity, *ends, **dims, ROWS=block, SLOTS=slots,
             )
