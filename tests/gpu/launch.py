@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgellm.kernels.control import Control
 from edgellm.kernels.gpu.attend_few import attend_few, combine_few
 from edgellm.kernels.gpu.attend_many import attend_many, score_many
 from edgellm.kernels.gpu.commit import commit
@@ -54,7 +55,7 @@ def gather(ids: np.ndarray, tiles: np.ndarray, f: Format) -> np.ndarray:
 class GpuLayer(Layer):
     """The same, by the GPU's kernels. Activations are rounded to half precision first, as they are there."""
 
-    rows = 64  # up to so many rows decode
+    most = 64  # rows (tokens times heads of a group) that the kernels for few take
     split = SPLIT
 
     def inputs(self, steps: int, start: int) -> list[np.ndarray]:
@@ -67,6 +68,7 @@ class GpuLayer(Layer):
         qkv, cos, sin, positions = (torch.from_numpy(x) for x in inputs)
         key, value, position, score = (torch.from_numpy(x) for x in cache)
         qkv, steps, control = qkv.half(), len(inputs[0]), torch.from_numpy(rows[1].copy())
+        assert Control(*rows[1].tolist()).budget + steps <= self.capacity, "the interpreter would write past the end"
         norms = [torch.from_numpy(x) for x in self.norms] or [qkv, qkv]
         planes, capacity, half = self.planes, self.capacity, self.rotary // 2
         dims = dict(HEAD_DIM=self.head_dim, WIDE=max(16, power(self.head_dim)))
@@ -84,7 +86,7 @@ class GpuLayer(Layer):
         y = torch.zeros((steps, self.heads * self.head_dim), dtype=torch.float16)
         ends = [scale, self.window, self.softcap]
         given = [query, positions, control, key]
-        if many <= self.rows:
+        if many <= self.most:
             splits = -(-capacity // self.split)
             extent = torch.full((self.kv_heads, splits, many, 2), torch.nan)
             sums = torch.full((self.kv_heads, splits, many, self.head_dim), torch.nan)
