@@ -2,10 +2,10 @@
 
 For a split S of the slots:  m = max_S s,  l = sum_S exp(s - m),  y' = sum_S exp(s - m) value,  s the logits (run.py)
 
-  y = sum_S exp(m_S - m) y'_S / sum_S exp(m_S - m) l_S,     paid[row, slot] = exp(s - m) / l      with m, l over all slots
+  y = sum_S exp(m_S - m) y'_S / sum_S exp(m_S - m) l_S,   paid[row, slot] = exp(s - m) / l   with m, l over all slots
 
-All query heads of a KV head, and all tokens, pass together as rows: keys and values are read once. Logits are kept for the
-scores: 4 bytes a row and slot instead of the key again.
+All query heads of a KV head, and all tokens, pass together as rows: keys and values are read once. Logits are kept for
+the scores: 4 bytes a row and slot instead of the key again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def attend_few(
     steps, heads, capacity, scale, window, softcap,
     HEAD_DIM: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """A program is a KV head's split of SPLIT slots: grid (kv_heads, splits); those beyond the slots seen do nothing."""
+    """A program is a KV head's split of SPLIT slots: grid (kv_heads, splits); behind those seen it do nothing."""
     head, split = tl.program_id(0), tl.program_id(1)
     kv_heads, splits = tl.num_programs(0), tl.num_programs(1)
     group = heads // kv_heads
@@ -63,7 +63,7 @@ def _all(extent, part, parts, rows, live):
     """Maximum and total of rows over the first `parts` splits; part: where each row's first split lies in extent."""
     most = tl.full(part.shape, float("-inf"), tl.float32)
     total = tl.zeros(part.shape, tl.float32)
-    for split in range(0, parts):
+    for split in range(parts):
         m = tl.load(extent + 2 * (part + split * rows), mask=live, other=0.0)
         l = tl.load(extent + 2 * (part + split * rows) + 1, mask=live, other=1.0)
         new = tl.maximum(most, m)
@@ -78,8 +78,8 @@ def combine_few(
     positions, control, extent, sums, logits, score, y, steps, heads, capacity, planes,
     HEAD_DIM: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Results and scores: grid (kv_heads, splits). A program writes the scores of its split, and every splits-th block of
-    TOKENS tokens of y. GROUP: the power of two that holds a group."""
+    """Results and scores: grid (kv_heads, splits). A program writes the scores of its split, and every splits-th block
+    of TOKENS tokens of y. GROUP: the power of two that holds a group."""
     head, split = tl.program_id(0), tl.program_id(1)
     kv_heads, splits = tl.num_programs(0), tl.num_programs(1)
     group = heads // kv_heads
@@ -101,7 +101,7 @@ def combine_few(
         if first // TOKENS % splits == split:
             most, total = _all(extent, part, parts, rows, live)
             mixed = tl.zeros([TOKENS * GROUP, WIDE], tl.float32)
-            for other in range(0, parts):
+            for other in range(parts):
                 at = part + other * rows
                 worth = tl.exp(tl.load(extent + 2 * at, mask=live, other=0.0) - most)
                 wide = live[:, None] & (d < HEAD_DIM)

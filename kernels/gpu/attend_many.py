@@ -1,5 +1,6 @@
-"""Prefill, in the manner of FlashAttention (arXiv 2205.14135): rows in blocks, slots with a running maximum; and the scores
-of many rows, from logits worked out again once each row's maximum and total are known, a block of slots a program."""
+"""Prefill, in the manner of FlashAttention (arXiv 2205.14135): rows in blocks, slots with a running maximum; and the
+scores of many rows, from logits worked out again once each row's maximum and total are known.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +57,8 @@ def score_many(
     steps, heads, capacity, planes, scale, window, softcap,
     HEAD_DIM: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """A program is SLOTS slots of a KV head: grid (kv_heads, blocks of slots). GROUP: the power of two that holds a group,
-    so that rows here are TOKENS x GROUP, some of them empty."""
+    """A program is SLOTS slots of a KV head: grid (kv_heads, blocks of slots). GROUP: the power of two that holds a
+    group, so that rows here are TOKENS x GROUP, some of them empty."""
     head, kv_heads = tl.program_id(0), tl.num_programs(0)
     group = heads // kv_heads
     rows = steps * group

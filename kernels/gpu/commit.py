@@ -1,9 +1,9 @@
 """PrunedKVAttention, first part: commit the last run's accepted tokens, evicting where the budget is full, as
 kernels/cpu/commit.cc does.
 
-Who goes: of tokens that are neither sinks nor recent, the `excess` of least importance, of equals the oldest. Importance
-and position make one 64-bit key, so that they are those whose key is at most a threshold; bisection finds it, counting
-keys, and when decoding, where one token goes, it is the least key.
+Who goes: of tokens that are neither sinks nor recent, the `excess` of least importance, of equals the oldest.
+Importance and position make one 64-bit key, so that they are those whose key is at most a threshold; bisection finds
+it, counting keys, and when decoding, where one token goes, it is the least key.
 """
 
 from __future__ import annotations

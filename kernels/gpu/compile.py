@@ -1,6 +1,6 @@
 """Ahead of time, without a GPU: every kernel for every target to a cubin, and a table of what each needs.
 
-    python -m edgellm.kernels.gpu.compile OUT [--targets 87,110] [--only nm_decode]
+    python -m edgellm.kernels.gpu.compile OUT [--targets 87,110] [--weights "4g64m 4g64m.silu"] [--heads 64:3]
 
 OUT/kernels.json (README.md in this folder says how to read it) and OUT/sm_XX/NAME.cubin. Triton brings the assembler.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgellm.kernels.gpu.variants import TARGETS, Variant, listed
+from edgellm.kernels.gpu.variants import HEADS, TARGETS, WEIGHTS, Variant, chosen
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,12 @@ class Compiled:
 
     def facts(self) -> dict[str, int]:
         """All but the code."""
-        return {"shared": self.shared, "registers": self.registers, "spills": self.spills, "instructions": self.instructions}
+        return {
+            "shared": self.shared,
+            "registers": self.registers,
+            "spills": self.spills,
+            "instructions": self.instructions,
+        }
 
 
 def arguments(variant: Variant) -> list[tuple[str, str]]:
@@ -112,15 +117,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m edgellm.kernels.gpu.compile", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--targets", default=",".join(map(str, TARGETS)), help="compute capabilities times ten (all)")
-    parser.add_argument("--only", default="", metavar="BEGINNING", help="kernels whose name begins so (all)")
+    parser.add_argument(
+        "--weights", default=WEIGHTS, help="formats, such as '4g64m 4g64m.silu 8g32.fp16.fp32' (usual ones)"
+    )
+    parser.add_argument("--heads", default=HEADS, help="head sizes and heads a KV head, such as '64:3' (usual ones)")
     options = parser.parse_args()
-    chosen = [variant for variant in listed() if variant.name.startswith(options.only)]
     targets = [int(target) if target.isdigit() else 0 for target in options.targets.split(",")]
-    if not chosen or not set(targets) <= set(TARGETS):
-        known = ", ".join(map(str, TARGETS))
-        parser.error(f"no kernel's name begins with {options.only!r}" if not chosen else f"targets are of {known}")
+    if not set(targets) <= set(TARGETS):
+        parser.error(f"targets are of {', '.join(map(str, TARGETS))}")
     try:
-        write(options.out, chosen, targets)
+        variants = chosen(options.weights, options.heads)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        write(options.out, variants, targets)
     except ModuleNotFoundError as error:
         parser.exit(1, f"{error}\nRun: pip install 'edgellm[gpu-kernels]'\n")
 

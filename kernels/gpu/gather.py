@@ -14,7 +14,7 @@ def quant_gather(
     BITS: tl.constexpr, GROUP: tl.constexpr, MINIMA: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
     OUT: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """A program is one id: grid (T,). It unpacks the panel of 16 that its row lies in: a token asks for one row only."""
+    """A program is one id: grid (T,). It unpacks the panel of 16 rows that its own lies in: a token asks for one."""
     token = tl.program_id(0)
     row = tl.load(ids + token)
     start = row // 16 * panel_bytes(k_in, BITS, GROUP, MINIMA, N, M)

@@ -1,4 +1,4 @@
-"""NMMatMul:  y = x W^T + bias + residual,  or  y = act(x W_gate^T) * (x W_up^T);  W unpacked from its tiles in registers.
+"""NMMatMul:  y = x W^T + bias + residual,  or  y = act(x W_gate^T) * (x W_up^T),  W unpacked from tiles in registers.
 
 Decoding reads every packed byte once and multiplies outside the tensor cores; more rows go through them, the weights
 rounded to x's type first, as everybody's 4-bit kernels do. Sums are float32 in both.

@@ -45,7 +45,7 @@ def rows_of(buffer, row, live, HEAD_DIM: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def logits_of(q, k, t, live, at, i, when, committed, steps, scale, window, softcap):
-    """Logits [R, S] of queries q, of tokens t at positions `at`, and keys k of the slots seen number i, whose tokens are at
+    """Logits [R, S] of queries q, of tokens t at positions `at`, and keys k, of the slots seen number i, with tokens of
     positions `when`; -inf where unseen.
 
     scale * q . k, capped to softcap * tanh(. / softcap); token t sees committed slots and staged ones up to its own, of
@@ -61,8 +61,8 @@ def logits_of(q, k, t, live, at, i, when, committed, steps, scale, window, softc
 
 @triton.jit
 def weighed(s, most):
-    """Logits s [R, S] under a running maximum `most` [R]: weights exp(s - new), the new maximum, and what earlier weights
-    are worth under it. A row that saw nothing yet stays at -inf, with weights of 0."""
+    """Logits s [R, S] under a running maximum `most` [R]: weights exp(s - new), the new maximum, and what earlier
+    weights are worth under it. A row that saw nothing yet stays at -inf, with weights of 0."""
     new = tl.maximum(most, tl.max(s, axis=1))
     by = tl.where(new == float("-inf"), 0.0, new)
     return tl.exp(s - by[:, None]), new, tl.exp(most - by)

@@ -1,4 +1,4 @@
-"""PrunedKVAttention, second part: this run's keys and values go behind the budget, its queries to a buffer of their own."""
+"""PrunedKVAttention, second part: this run's keys and values go behind the budget, its queries to a buffer."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def stage(
     tl.store(position + slot, tl.load(positions + t, mask=live, other=0).to(tl.int32), mask=live)
     length = tl.sum(tl.abs(v.to(tl.float32)), axis=1)[:, None]
     tl.store(score + at * planes + plane, tl.where(plane == LENGTH, length, 0.0), mask=live[:, None] & (plane < planes))
-    for g in range(0, group):
+    for g in range(group):
         x = token + (head * group + g) * HEAD_DIM
         q = turned(x, t, live, q_norm, cos, sin, half, has_norm, epsilon, HEAD_DIM, WIDE)
         row = (head.to(tl.int64) * steps + t) * group + g

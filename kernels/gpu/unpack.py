@@ -1,9 +1,9 @@
 """Weight tiles (kernels/layout.py: the CPU's own order) to weights in registers: NMMatMul and QuantGather share it.
 
-A *group* here is the m weights among which n are kept; their codes are neighbours in memory, and dense weights are groups
-of four, all kept. In order of memory a tile has 64/m x 16 outputs of them where groups lie along the input, 64 inputs x
-16/m where they lie along the output. At 4 bits the low half of a byte is of a block's first groups and the high half of
-its last ones; with places, of an even block and of the next.
+A *group* here is the m weights among which n are kept; their codes are neighbours in memory, and dense weights are
+groups of four, all kept. In order of memory a tile has 64/m x 16 outputs of them where groups lie along the input, 64
+inputs x 16/m where they lie along the output. At 4 bits the low half of a byte is of a block's first groups and the
+high half of its last ones; with places, of an even block and of the next.
 
 Where n is a power of two, a group's codes are one load of n bytes, from which shifts take each: a warp reads whole
 lines. Other n (3:4, 6:8, …) fetch them byte by byte.
@@ -43,7 +43,9 @@ def unpack(
     run = tiles + panel + (t // INNER) * (SCALES + INNER * TILE)
     body = run + SCALES + (t % INNER) * TILE
     part = tl.arange(0, PARTS)[None, :, None, None]
-    at = (run[:, None, None, None] + 32 * part + 2 * tl.arange(0, 16)[None, None, None, :]).to(tl.pointer_type(tl.float16))
+    at = (run[:, None, None, None] + 32 * part + 2 * tl.arange(0, 16)[None, None, None, :]).to(
+        tl.pointer_type(tl.float16)
+    )
     there = live[:, None, None, None]
     scale = tl.load(at, mask=there, other=0.0).to(tl.float32)
     if MINIMA:

@@ -1,7 +1,8 @@
-"""Which kernels there are to compile: for a format of weights, for a size of attention heads, and the list that ships."""
+"""Which kernels there are to compile: for a format of weights, for a size of heads, and a list of what is usual."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +13,8 @@ TARGETS = (80, 86, 87, 89, 90, 110, 120, 121)
 """Compute capabilities, times ten: A100, RTX 30, Jetson Orin, RTX 40, H100, Jetson Thor, RTX 50, DGX Spark."""
 
 _POINTERS = {
-    "u8": ("tiles",), "i32": ("position", "scratch"), "i64": ("ids", "positions", "control"), "fp16": ("key", "value", "query"),
-    "fp32": ("cos", "sin", "score", "extent", "sums", "logits"),
+    "u8": ("tiles",), "i32": ("position", "scratch"), "i64": ("ids", "positions", "control"),
+    "fp16": ("key", "value", "query"), "fp32": ("cos", "sin", "score", "extent", "sums", "logits"),
 }  # fmt: skip
 _ACTIVATIONS = ("x", "bias", "residual", "qkv", "q_norm", "k_norm", "y")
 _FLOATS = ("epsilon", "scale", "softcap")
@@ -47,8 +48,18 @@ class Variant:
         return next((f"*{kind}" for kind, names in _POINTERS.items() if argument in names), "i32")
 
 
+def format_named(name: str) -> Format:
+    """The format of a name: 4g64 | 8g32m (with minima) | 4g64-2of4in. Raises ValueError for what is none."""
+    found = re.fullmatch(r"(\d+)g(\d+)(m?)(?:-(\d+)of(\d+)(in|out))?", name)
+    if not found:
+        raise ValueError(f"{name!r} names no format; expected one such as 4g64m (bits, group, minima) or 4g64-2of4in")
+    bits, group, minima, n, m, axis = found.groups()
+    zero = "min" if minima else "symmetric"
+    return Format(16, 128, int(bits), int(group), zero, int(n or 1), int(m or 1), axis or "in")  # sizes are arguments
+
+
 def format_name(f: Format) -> str:
-    """A format in a file's name: 4g64 | 8g32m (with minima) | 4g64-2of4in."""
+    """The name of a format, of whatever size."""
     sparse = f"-{f.n}of{f.m}{f.axis}" if f.sparse else ""
     return f"{f.bits}g{f.group}{'m' if f.zero == 'min' else ''}{sparse}"
 
@@ -73,7 +84,9 @@ def matmul(f: Format, activation: str = "none", kind: str = "fp16", result: str 
 
 def gather(f: Format, kind: str = "fp16") -> Variant:
     """QuantGather of a format."""
-    return Variant("gather", "quant_gather", f"quant_gather.{format_name(f)}.{kind}", of_format(f) | {"TILES": 2}, kind, kind)
+    return Variant(
+        "gather", "quant_gather", f"quant_gather.{format_name(f)}.{kind}", of_format(f) | {"TILES": 2}, kind, kind
+    )
 
 
 def attention(head_dim: int, group: int, kind: str = "fp16") -> Iterator[Variant]:
@@ -86,7 +99,9 @@ def attention(head_dim: int, group: int, kind: str = "fp16") -> Iterator[Variant
     yield Variant("stage", "stage", f"stage.{name}", sizes | {"TOKENS": 16}, kind, kind, warps)
     for rows in (16, 32, 64):
         few = sizes | {"ROWS": rows, "SLOTS": slots, "SPLIT": 256}
-        yield Variant("attend_few", "attend_few", f"attend_few{rows}.{head_dim}", few, warps=warps if rows == 64 else 4, stages=2)
+        yield Variant(
+            "attend_few", "attend_few", f"attend_few{rows}.{head_dim}", few, warps=warps if rows == 64 else 4, stages=2
+        )
     combine = sizes | {"GROUP": padded, "TOKENS": max(1, 16 // padded), "SPLIT": 256}
     yield Variant("attend_few", "combine_few", f"combine_few.{head_dim}.{padded}.{kind}", combine, kind, kind, warps)
     many = sizes | {"ROWS": 64, "SLOTS": slots}
@@ -100,17 +115,32 @@ def power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def listed() -> list[Variant]:
-    """What `python -m edgellm.kernels.gpu.compile` makes: recipes of the exporter, all head sizes, a kernel of each once."""
-    stored = [Format(16, 128, 4, 64), Format(16, 128, 4, 64, "min"), Format(16, 128, 4, 32, "min"), Format(16, 128, 8, 32)]
-    pruned = [Format(16, 128, 4, 64, "symmetric", 2, 4, axis) for axis in ("in", "out")]
-    others = [Format(16, 128, 4, 32), Format(16, 128, 8, 64), Format(16, 128, 4, 128), Format(16, 128, 8, 64, n=2, m=4, axis="out")]
-    others += [Format(16, 128, 4, 64, n=n, m=8, axis=axis) for n, axis in ((4, "in"), (4, "out"), (2, "in"))]
-    found = [v for f in stored + pruned for v in matmul(f)] + [next(matmul(f)) for f in others]
-    found += [v for f in (stored[1], pruned[1]) for v in matmul(f, "silu")] + [next(matmul(stored[1], "gelu_tanh"))]
-    found += [*matmul(stored[1], kind="bf16"), next(matmul(stored[3], result="fp32"))]
-    found += [gather(f) for f in stored[1:]]
-    found += [v for size in (64, 80, 96, 128, 256) for v in attention(size, 4) if size in (64, 256) or "few32" not in v.name]
-    found += [v for group in (1, 2, 8, 16) for v in attention(64, group)]
-    found += list(attention(128, 4, "bf16"))
+def of_weights(name: str) -> list[Variant]:
+    """NMMatMul and QuantGather for FORMAT[.ACTIVATION][.fp16|bf16[.fp32]], such as 4g64m.silu. Raises ValueError."""
+    first, *rest = name.split(".")
+    f = format_named(first)
+    activation = rest.pop(0) if rest and rest[0] in ("silu", "gelu_tanh") else "none"
+    kind, result = [*rest, *["fp16", ""][len(rest) :]][:2]
+    if len(rest) > 2 or kind not in ("fp16", "bf16") or result not in ("", "fp32"):
+        raise ValueError(f"{name!r}: expected FORMAT[.silu|.gelu_tanh][.fp16|.bf16[.fp32]]")
+    found = list(matmul(f, activation, kind, result))
+    return found if activation != "none" or result else [*found, gather(f, kind)]
+
+
+def of_heads(name: str) -> list[Variant]:
+    """PrunedKVAttention for HEAD_DIM:GROUP[.fp16|.bf16], such as 64:3. Raises ValueError."""
+    found = re.fullmatch(r"(\d+):(\d+)(?:\.(fp16|bf16))?", name)
+    if not found or int(found[1]) % 16 or not 0 < int(found[1]) <= 256 or not 0 < int(found[2]) <= 64:
+        raise ValueError(f"{name!r}: expected HEAD_DIM:GROUP[.fp16|.bf16]; a head has 16 to 256 dimensions, by 16")
+    return list(attention(int(found[1]), int(found[2]), found[3] or "fp16"))
+
+
+WEIGHTS = "4g64m 8g32 4g64-2of4in 4g64-2of4out 4g64-4of8in 4g64m.silu"
+HEADS = "64:3 80:1 96:4 128:8 256:4"
+"""A recipe of each kind, every size of heads: what is compiled where nothing else is asked for."""
+
+
+def chosen(weights: str = WEIGHTS, heads: str = HEADS) -> list[Variant]:
+    """All kernels for these names, each once."""
+    found = [v for name in weights.split() for v in of_weights(name)] + [v for h in heads.split() for v in of_heads(h)]
     return list({v.name: v for v in found}.values())

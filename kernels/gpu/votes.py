@@ -1,10 +1,10 @@
-"""How a run's attention becomes scores (attention_reference.py, count), in closed form, so that tokens may add up in any order.
+"""How attention becomes scores (attention_reference.py, count), in closed form: tokens may add up in any order.
 
   score[s] = forget^counted * score[s] + sum_t forget^(counted - 1 - t) * paid[t, s]
 
-Of windows, which end where position + 1 - anchor divides by `queries`: a token after whose own only no window ended adds
-to the open one's plane, after whom one did to the plane of the one before, and else to none. The same holds for what was
-there before. A run's positions are consecutive.
+Windows end where position + 1 - anchor divides by `queries`. A token after which none ended adds to the open one's
+plane; after which one did, to the plane of the one before; else to none. The same holds for what was there before. A
+run's positions are consecutive.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _ended(control, positions, t, counted):
 
 @triton.jit
 def voted(control, positions, p, t, counted, group):
-    """Sums over tokens t [T] of what they paid, probabilities p [T, heads, S]: of the open window and of the one before.
+    """What tokens t [T] paid in all, from probabilities p [T, heads, S]: in the open window and in the one before.
 
     paid[t, s] = sum | mean | max over the group's query heads; what is no head must be 0.
     """

@@ -5,5 +5,5 @@ from __future__ import annotations
 import os
 import sys
 
-os.environ["TRITON_INTERPRET"] = "1"
 assert "triton" not in sys.modules, "triton was imported before its interpreter was asked for"
+os.environ["TRITON_INTERPRET"] = "1"

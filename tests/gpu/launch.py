@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+
+pytest.importorskip("triton", reason="triton is not installed: pip install 'edgellm[gpu-kernels]'")
 
 from edgellm.kernels.control import Control
 from edgellm.kernels.gpu.attend_few import attend_few, combine_few
@@ -34,7 +37,9 @@ def matmul(
 ) -> torch.Tensor:  # fmt: skip
     """NMMatMul; exact: y is float32. many: through the tensor cores' kernel."""
     rows, panels = len(x), f.panels if activation == "none" else f.panels // 2
-    y = torch.full((rows, f.n_out if activation == "none" else f.n_out // 2), 7.0, dtype=torch.float32 if exact else x.dtype)
+    y = torch.full(
+        (rows, f.n_out if activation == "none" else f.n_out // 2), 7.0, dtype=torch.float32 if exact else x.dtype
+    )
     given = [bias if bias is not None else x, residual if residual is not None else x]
     ends = [f.n_out, f.k_in, int(bias is not None), int(residual is not None)]
     packed = torch.from_numpy(tiles)
@@ -103,7 +108,18 @@ class GpuLayer(Layer):
             extent = torch.full((self.kv_heads, many, 2), torch.nan)
             block, slots = 32, 32
             attend_many[(self.kv_heads, -(-many // block))](
-                *given, value, position, extent, y, steps, self.heads, capacity, *ends, **dims, ROWS=block, SLOTS=slots,
+                *given,
+                value,
+                position,
+                extent,
+                y,
+                steps,
+                self.heads,
+                capacity,
+                *ends,
+                **dims,
+                ROWS=block,
+                SLOTS=slots,
             )
             score_many[(self.kv_heads, -(-capacity // slots))](
                 *given, position, extent, score, steps, self.heads, capacity, planes, *ends, **dims,

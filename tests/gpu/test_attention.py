@@ -1,4 +1,4 @@
-"""PrunedKVAttention for GPUs, by Triton's interpreter, against the reference: shapes, chunks, policies, and the cache."""
+"""PrunedKVAttention for GPUs, by Triton's interpreter, against the reference: shapes, chunks, policies, the cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def close(got: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "kv_heads", "ratio", "rotary"), [(64, 1, 3, 0), (80, 2, 1, 32), (96, 1, 4, 0), (128, 1, 7, 64), (256, 1, 2, 0)]
+    ("head_dim", "kv_heads", "ratio", "rotary"),
+    [(64, 1, 3, 0), (80, 2, 1, 32), (96, 1, 4, 0), (128, 1, 7, 64), (256, 1, 2, 0)],
 )
 @pytest.mark.parametrize("few", [True, False], ids=["few", "many"])
 def test_every_head_size_and_ratio(head_dim: int, kv_heads: int, ratio: int, rotary: int, few: bool) -> None:
@@ -31,7 +32,9 @@ def test_every_policy_keeps_what_the_reference_keeps(name: str) -> None:
     policy = POLICIES[name]._replace(heads=len(name) % 3)
     layer = GpuLayer(2, 1, 16, 26, np.random.default_rng(1), planes=policy.planes)
     layer.split, layer.most = 16, 8
-    fed(layer, policy, 18 if policy.policy == FULL else 8, [6, 7, 1, 1] if policy.policy != FULL else [5, 1], rejected=1)
+    fed(
+        layer, policy, 18 if policy.policy == FULL else 8, [6, 7, 1, 1] if policy.policy != FULL else [5, 1], rejected=1
+    )
 
 
 @pytest.mark.parametrize("few", [True, False], ids=["few", "many"])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import triton.language as tl
-from triton.runtime import interpreter
 
 from edgellm.export.pack import pack
 from edgellm.kernels import reference
@@ -14,7 +12,14 @@ from edgellm.kernels.layout import Format, dequantize
 from tests.gpu.launch import gather, matmul
 from tests.kernels.operators import random_matrix
 
-DENSE = [(4, 32, "symmetric"), (4, 32, "min"), (4, 64, "min"), (4, 128, "symmetric"), (8, 32, "symmetric"), (8, 64, "min")]
+DENSE = [
+    (4, 32, "symmetric"),
+    (4, 32, "min"),
+    (4, 64, "min"),
+    (4, 128, "symmetric"),
+    (8, 32, "symmetric"),
+    (8, 64, "min"),
+]
 FORMATS = [Format(32, 128, *recipe) for recipe in DENSE]
 FORMATS += [
     Format(32, 128, bits, group, zero, n, m, axis)
@@ -79,6 +84,9 @@ def test_gate_and_up_are_multiplied(activation: str, many: bool) -> None:
 @pytest.fixture
 def bfloat16_dot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton 3.9's interpreter multiplies bfloat16 matrices as the integers that hold their bits: widen them first."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
     builder = interpreter.InterpreterBuilder
     dot = builder.create_dot
 
