@@ -31,7 +31,7 @@ def fused_block(b: Nodes, arch: Architecture, layer: int, x: str, rotation: tupl
     optional = [*(["k", "v"] if not joined else ("", "")), *biases, "q_norm", "k_norm"]
     optional += ["post_attention_norm", "post_mlp_norm"]
     inputs += [b.stored(f"{at}.{name}") if f"{at}.{name}" in b.placed else "" for name in optional]
-    inputs += ["rows"] if layer == arch.layers - 1 else []
+    inputs += ["rows" if layer == arch.layers - 1 else "", _key_shift(b, at)]
     while not inputs[-1]:
         inputs.pop()
     attributes: dict[str, Any] = _attention(arch, layer) | {"epsilon": arch.norm_eps, "activation": arch.activation}
@@ -73,6 +73,8 @@ def separate_block(
     if arch.qk_norm:
         inputs += [b.stored(f"{at}.{role}_norm") for role in ("q", "k")]
         sizes |= {"epsilon": eps}
+    elif _key_shift(b, at):
+        inputs += ["", "", _key_shift(b, at)]
     outputs = [mixed, *(f"{name}.out" for name in caches)]
     b.nodes.append(helper.make_node("PrunedKVAttention", inputs, outputs, name=mixed, domain="edgellm", **sizes))
     if layer == arch.layers - 1:
@@ -80,6 +82,11 @@ def separate_block(
     x = added(x, mixed, "o", "post_attention_norm", f"{at}.attended")
     hidden = b.matmul(x, f"{at}.gate_up", f"{at}.gated", arch.activation, norm=f"{at}.mlp_norm", epsilon=eps)
     return added(x, hidden, "down", "post_mlp_norm", f"{at}.out")
+
+
+def _key_shift(b: Nodes, at: str) -> str:
+    """The vector taken off the layer's keys, or "" where it has none (key_shift.py)."""
+    return b.stored(f"{at}.k_shift") if f"{at}.k_shift" in b.placed else ""
 
 
 def _attention(arch: Architecture, layer: int) -> dict[str, Any]:

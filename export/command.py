@@ -12,19 +12,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from edgellm.devices.profile import HOST, Device
-from edgellm.export.config import RECOVER, ExportConfig, Sparsity
+from edgellm.devices.profile import HOST, Device, Recipe
+from edgellm.export.budget import Budget
+from edgellm.export.config import FIT_MINUTES, RECOVER, ExportConfig
 from edgellm.export.estimate import Estimate
 from edgellm.export.fit import size
+from edgellm.export.level import Sparsity
 from edgellm.export.pipeline import export
 from edgellm.runtime.commands.devices import find_device
+from edgellm.runtime.commands.inspect import bits_per_weight
 from edgellm.runtime.commands.output import print_json
 from edgellm.runtime.errors import EdgellmError
+from edgellm.runtime.schema import Matrix
 
 _EXAMPLE = """\b
 Examples:
   edgellm export SmolLM2-135M-Instruct.Q4_1.gguf bundle
   edgellm export ./SmolLM2-135M-Instruct bundle --sparsity dass:4:8 --bits 8 --calibration text.jsonl
+  edgellm export ./SmolLM2-135M-Instruct bundle --fit 70MB --calibration text.jsonl --max-loss 0.2
 """
 
 
@@ -44,25 +49,42 @@ Examples:
 @click.option("--kv", metavar="POLICY:BUDGET",
               help="The bundle's default KV cache: full, or POLICY:BUDGET[,SETTING=VALUE], e.g. vatp:512. "
                    "Default: the device's.")  # fmt: skip
+@click.option("--kv-bits", type=click.Choice(["16", "8"]), default="16", show_default=True,
+              help="Bits of the cache's keys and values: 8 is about half the memory.")  # fmt: skip
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
               help="Text, JSON list or JSON lines. Default: the dense model writes its own.")  # fmt: skip
 @click.option("--recover", type=click.Choice(RECOVER), default=ExportConfig.recover, show_default=True,
               help="What wins back the loss below 8 bits and of pruning: sparsegpt lets later weights make good what "
                    "earlier ones lost; none searches scales only.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the text the model writes itself.")
+@click.option("--fit", metavar="SIZE",
+              help="Search the recipe that loses least in a bundle of at most SIZE, 70MB, or bits a weight, 4.5bits: "
+                   "each matrix dense, 4:8 or 2:4, at 8 or 4 bits.")  # fmt: skip
+@click.option("--fit-minutes", type=float, default=FIT_MINUTES, show_default=True,
+              help="What the search may take after its levels are compressed and measured.")  # fmt: skip
+@click.option("--max-loss", type=float, metavar="R",
+              help="Write nothing if perplexity is above 1 + R times the dense model's on held-out text.")  # fmt: skip
+@click.option("--references/--no-references", default=None,
+              help="Measure dense layers of 4 and 3 bits beside. Default: where matrices are corrected.")  # fmt: skip
+@click.option("--adapt", is_flag=True,
+              help="Also write what test-time adaptation needs: the gradient graph, and when to adapt.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True,
+              help="Of the text the model writes itself, and of the search.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace OUT if it is a bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 def command(
     source: Path, out: Path, device_name: str, sparsity: str | None, scope: str, bits: str | None,
-    head_bits: str | None, kv: str | None, calibration: Path | None, recover: str, seed: int, force: bool,
+    head_bits: str | None, kv: str | None, kv_bits: str, calibration: Path | None, recover: str, fit: str | None,
+    fit_minutes: float, max_loss: float | None, references: bool | None, adapt: bool, seed: int, force: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle: SOURCE is a Hugging Face folder or a .gguf file, OUT the bundle's folder."""
     device = find_device(device_name)
+    preset = Recipe() if fit else device.recipe  # which says nothing of what the search chooses
     config = ExportConfig(
-        source, out, Sparsity.parse(sparsity or device.recipe.sparsity), scope,
-        int(bits) if bits else device.recipe.bits, int(head_bits) if head_bits else None, kv, calibration, seed, force,
-        recover, device,
+        source, out, Sparsity.parse(sparsity or preset.sparsity), scope, int(bits) if bits else preset.bits,
+        int(head_bits) if head_bits else None, kv, calibration, seed, force, recover, device,
+        kv_bits=int(kv_bits), adapt=adapt, fit=Budget.parse(fit) if fit else None, fit_minutes=fit_minutes,
+        max_loss=max_loss, references=references,
     )  # fmt: skip
     started = time.perf_counter()
     console = Console(stderr=True)
@@ -125,15 +147,22 @@ def duration(seconds: float) -> str:
 
 def report(facts: dict[str, Any], out: Path, seconds: float) -> None:
     """Print what the bundle weighs and what it lost, on stdout."""
-    quality, parity = facts["quality"], facts["parity"]
-    weights = sum(m["n_out"] * m["k_in"] for m in facts["matrices"])
-    stored = sum(m["bytes"] for m in facts["matrices"])
+    quality, parity, recipe = facts["quality"], facts["parity"], facts["recipe"]
+    matrices = [Matrix(**matrix) for matrix in facts["matrices"]]
+    made = f"{recipe['sparsity']}, bits {recipe['bits']}, head {recipe['head_bits']}"
+    made = f"searched for {recipe['fit']}" if recipe.get("fit") else made
+    dense = quality["dense_perplexity"]
+
+    def lost(perplexity: float) -> str:
+        return f"{perplexity:.2f}, {100 * (perplexity / dense - 1):+.1f} %"
+
     rows = [
         ("bundle", f"{out}, {sum(f['bytes'] for f in facts['files'].values()) / 1e6:.1f} MB in {seconds:.0f} s"),
-        ("bits a weight", f"{8 * stored / weights:.2f} ({facts['recipe']['sparsity']}, bits {facts['recipe']['bits']}, "
-                          f"head {facts['recipe']['head_bits']})"),
-        ("perplexity", f"{quality['perplexity']:.2f}, dense model {quality['dense_perplexity']:.2f} "
+        ("bits a weight", f"{bits_per_weight(matrices):.2f} ({made})"),
+        ("perplexity", f"{lost(quality['perplexity'])}; dense model {dense:.2f} "
                        f"({quality['tokens']} tokens {quality['text']})"),
+        *((one["name"], f"{lost(one['perplexity'])}, at {one['bits_per_weight']:.2f} bits a weight, "
+                        f"{one['bytes'] / 1e6:.1f} MB of weights") for one in quality.get("references", ())),
         ("parity with torch", f"logits within {parity['logit_error']:.1e}, {parity['greedy_agreement']} of "
                               f"{parity['prompts']} greedy texts equal for {parity['tokens']} tokens"),
         ("next", f'edgellm generate {out} -p "Once upon a time"'),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,9 @@ class Read:
     hessians: Hessians
 
 
+Heard = Callable[[int, Checkpoint, Read], None]
+
+
 def compress(
     config: ExportConfig, checkpoint: Checkpoint, name: str, read: Read | None = None, rows: slice | None = None
 ) -> Quantized:
@@ -44,7 +47,7 @@ def compress(
 def rounded(config: ExportConfig, name: str, weight: Tensor, read: Read | None = None) -> Quantized:
     """Prune (where the recipe says so) and round a weight [out, in] that no tile can hold as it is."""
     f = config.format(name, (weight.shape[0], weight.shape[1]))
-    method, part = config.sparsity.method, role(name)
+    method, part = config.level(name).sparsity.method, role(name)
     swept = f.sparse and method == prune.SWEPT
     stats = None if read is None else read.stats
     mask = prune.mask(method, name, weight, stats, f.n, f.m) if f.sparse and not swept else None
@@ -56,16 +59,19 @@ def rounded(config: ExportConfig, name: str, weight: Tensor, read: Read | None =
 
 
 def compress_layer(
-    config: ExportConfig, checkpoint: Checkpoint, layer: int, x: Tensor | None
+    config: ExportConfig, checkpoint: Checkpoint, layer: int, x: Tensor | None, also: Heard | None = None
 ) -> tuple[dict[str, Quantized], Tensor | None]:
     """All matrices of one layer, by role. x [N, T, hidden], the calibration text's states entering the layer, or None:
     inputs are taken with the layer's dense weights, and x moves on through its compressed ones (methods.md A2.1).
+    also: told what the matrices read of x.
     """
     arch = checkpoint.architecture
     read = None
     if x is not None:
         hessians = Hessians()
         read = Read(statistics(arch, layer, load_block(arch, checkpoint, layer), x, hessians.add), hessians)
+        if also is not None:
+            also(layer, checkpoint, read)
     found = {role: compress(config, checkpoint, f"layers.{layer}.{role}", read) for role in MATRICES}
     if found["gate"].format != found["up"].format:  # a file that stores the two apart: the fused kernel wants one
         for part in ("gate", "up"):

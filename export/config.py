@@ -2,55 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgellm.devices.host import detect
 from edgellm.devices.profile import Device
 from edgellm.export.architectures import Architecture, role
-from edgellm.export.prune import METHODS, SCOPES, SWEPT, axis
+from edgellm.export.budget import Budget
+from edgellm.export.level import Level, Sparsity
+from edgellm.export.prune import SCOPES, SWEPT
 from edgellm.kernels.layout import Format
 from edgellm.runtime.errors import EdgellmError, UsageError
 from edgellm.runtime.kv_policy import KVPolicy, parse_kv
+from edgellm.runtime.schema import KV_BITS
 
-# Inputs a scale when weights are rounded here. Dense ones at 4 bits get a minimum too, 4.5 bits a weight in all: groups
-# of 32 without one cost the same and lose a quarter more (SmolLM2). 8.25 bits, and 3.25 for 2:4 at 4, have none.
-GROUP = 64
 RECOVER = ("none", SWEPT)
 HELD_OUT = 4  # sequences for perplexity and parity, never used to calibrate
 FROM_FILE = (64, 512)  # sequences and tokens each that calibrate: 32k tokens
 SELF_WRITTEN = (32, 256)  # the dense model's own text costs a forward pass a token
+FIT_MINUTES = 10.0
 ROUNDED = 8  # bits of what is neither stored in a form that a tile can hold nor asked for in another width
-
-
-@dataclass(frozen=True)
-class Sparsity:
-    """n of every m weights kept, by method "dass" | "wanda" | "magnitude" | "sparsegpt" | "none"."""
-
-    method: str = "none"
-    n: int = 1
-    m: int = 1
-
-    @staticmethod
-    def parse(text: str) -> Sparsity:
-        """Read "none" or "METHOD:N:M". Raises UsageError."""
-        method, *numbers = text.split(":")
-        if text == "none":
-            return Sparsity()
-        if (
-            method not in (*METHODS, SWEPT)
-            or len(numbers) != 2
-            or not all(n.isascii() and n.isdigit() for n in numbers)
-        ):
-            known = ", ".join(f"{name}:2:4" for name in (*METHODS, SWEPT))
-            raise UsageError(f'sparsity "{text}" is not METHOD:N:M', f"Use none, {known} or another N:M.")
-        n, m = (int(number) for number in numbers[:2])
-        if m not in (4, 8, 16) or not 0 < n < m:
-            raise UsageError(f"{n}:{m} sparsity; a weight tile holds N of M = 4, 8 or 16, N below M", "Use 2:4 or 4:8.")
-        return Sparsity(method, n, m)
-
-    def __str__(self) -> str:
-        return self.method if self.method == "none" else f"{self.method}:{self.n}:{self.m}"
 
 
 @dataclass(frozen=True)
@@ -60,13 +32,19 @@ class ExportConfig:
     recover: what wins back the loss: "sparsegpt" (errors are corrected by what is rounded after them, wherever weights
     are pruned or rounded below 8 bits) | "none" (scales are searched, no more).
     head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: the
-    bundle's default, as edgellm.runtime.kv_policy.parse_kv reads it; None: the device's. seed: of the text the model
-    writes itself when calibration is None. device: what the bundle must fit.
+    bundle's default, as edgellm.runtime.kv_policy.parse_kv reads it; None: the device's. kv_bits: of keys and values,
+    16 or 8. seed: of the text the model writes itself when calibration is None. device: what the bundle must fit.
+    adapt: write the gradient graph too, and measure the gate.
+
+    fit: search the recipe of at most this size that loses least (search.py); fit_minutes: what its mutations may take.
+    levels: by a matrix's canonical name, what it is given instead of sparsity and bits: what the search found.
+    max_loss: refuse a bundle whose perplexity is above 1 + max_loss times the dense model's. references: measure dense
+    layers of 4 and 3 bits too; None: where matrices are corrected.
     """
 
     source: Path
     out: Path
-    sparsity: Sparsity = Sparsity()
+    sparsity: Sparsity = field(default_factory=Sparsity)
     scope: str = "mlp"
     bits: int | None = None
     head_bits: int | None = None
@@ -76,6 +54,13 @@ class ExportConfig:
     force: bool = False
     recover: str = SWEPT
     device: Device = field(default_factory=detect)
+    kv_bits: int = 16
+    fit: Budget | None = None
+    fit_minutes: float = FIT_MINUTES
+    levels: Mapping[str, Level] = field(default_factory=dict)
+    max_loss: float | None = None
+    references: bool | None = None
+    adapt: bool = False
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -83,6 +68,8 @@ class ExportConfig:
         for name, bits in (("bits", self.bits), ("head bits", self.head_bits)):
             if bits not in (None, 4, 8):
                 raise UsageError(f"{name} is {bits}", "Use 4 or 8.")
+        if self.kv_bits not in KV_BITS:
+            raise UsageError(f"KV bits is {self.kv_bits}", "Use 16 or 8.")
         if self.recover not in RECOVER:
             raise UsageError(f'recover "{self.recover}" is unknown', f"Use {' or '.join(RECOVER)}.")
         if self.sparsity.method == SWEPT and self.recover != SWEPT:
@@ -90,21 +77,35 @@ class ExportConfig:
                 f"{self.sparsity} chooses its mask while it updates weights, and --recover {self.recover} updates none",
                 "Leave --recover out, or use dass, wanda or magnitude.",
             )
+        if self.fit and (self.bits or self.head_bits or self.sparsity.method != "none"):
+            raise UsageError(
+                f"--fit {self.fit} chooses bits and sparsity itself", "Leave out --bits, --head-bits and --sparsity."
+            )
+        if not self.fit_minutes >= 0:
+            raise UsageError(f"--fit-minutes is {self.fit_minutes}", "Use 0 or more.")
+        if self.max_loss is not None and not self.max_loss >= 0:
+            raise UsageError(f"--max-loss is {self.max_loss}", "Use 0.1 for a perplexity at most 10 % above the dense.")
 
     @property
     def calibrates(self) -> bool:
         """Whether the calibration text is run: for masks, updates, and where there is one, for the search of scales."""
         masks = self.sparsity.method not in ("none", "magnitude")
-        return masks or self.updates or (self._coarse and self.calibration is not None)
+        return masks or self.updates or self.compares or (self.coarse and self.calibration is not None)
 
     @property
     def updates(self) -> bool:
         """Whether any matrix is corrected."""
-        return self.recover != "none" and (self._coarse or self.sparsity.method != "none")
+        return self.recover != "none" and (self.coarse or self.sparsity.method != "none")
 
     @property
-    def _coarse(self) -> bool:
-        return 4 in (self.bits, self.head_bits)
+    def compares(self) -> bool:
+        """Whether dense layers of 4 and 3 bits are measured too."""
+        return self.updates if self.references is None else self.references
+
+    @property
+    def coarse(self) -> bool:
+        """Whether any matrix may get 4 bits."""
+        return self.fit is not None or 4 in (self.bits, self.head_bits)
 
     def corrects(self, name: str) -> bool:
         """Whether later weights of the matrix of this canonical name make good what earlier ones lose."""
@@ -119,24 +120,26 @@ class ExportConfig:
         sequences, length = FROM_FILE if self.calibration else SELF_WRITTEN
         return HELD_OUT + (sequences if self.calibrates else 0), min(length, context)
 
+    def level(self, name: str) -> Level:
+        """What the matrix of this canonical name is given; embedding and head are never pruned."""
+        if name in self.levels:
+            return self.levels[name]
+        if name in ("embedding", "head"):
+            return Level(self.head_bits or (None if self.bits is None else ROUNDED))
+        return Level(self.bits, self.sparsity if role(name) in SCOPES[self.scope] else Sparsity())
+
     def prunes(self, name: str) -> bool:
-        """Whether the matrix of this canonical name is pruned; embedding and head never are."""
-        return self.sparsity.method != "none" and role(name) in SCOPES[self.scope]
+        """Whether the matrix of this canonical name is pruned."""
+        return self.level(name).sparsity.method != "none"
 
     def width(self, name: str) -> int | None:
         """Bits asked for, or None: as stored."""
-        if name in ("embedding", "head"):
-            return self.head_bits or (None if self.bits is None else ROUNDED)
-        return self.bits
+        return self.level(name).bits
 
     def format(self, name: str, shape: tuple[int, int]) -> Format:
         """The format of a matrix [out, in] that is rounded here. Raises EdgellmError for a size no tile holds."""
-        n, m, along, bits = 1, 1, "in", self.width(name) or ROUNDED
-        zero = "min" if bits == 4 else "symmetric"
-        if self.prunes(name):
-            n, m, along, zero = self.sparsity.n, self.sparsity.m, axis(self.sparsity.method, name), "symmetric"
         try:
-            return Format(*shape, bits, GROUP, zero, n, m, along)
+            return self.level(name).format(name, shape, ROUNDED)
         except ValueError as error:
             raise EdgellmError(f"{name}: {error}", "This model's sizes do not fit; try another --sparsity.") from None
 

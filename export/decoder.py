@@ -6,17 +6,21 @@ One block's weights are in memory at a time; the hidden states of all sequences 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from edgellm.export.architectures import MATRICES, Architecture, Layer
 from edgellm.export.checkpoint import Source
+from edgellm.export.key_shift import key_shift, shifts_keys
 from edgellm.export.rope import Rope
 from edgellm.export.vocabulary import embed, head_logits, head_losses
+from edgellm.kernels.kv_rows import ROW, from_rows, hadamard, to_rows
 
 Block = dict[str, Tensor]  # role -> float32 tensor, of one layer
 Record = Callable[[str, Tensor], None]
@@ -82,6 +86,20 @@ def attend(arch: Architecture, layer: Layer, query: Tensor, key: Tensor, value: 
     return logits.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ value.repeat_interleave(group, 1)
 
 
+def as_cached(key: Tensor, value: Tensor, bits: int, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotated keys and values [..., head_dim] as they come back from a cache of 16 or 8 bits (kernels/kv_rows.py).
+
+    shift: taken off keys before they are rounded, and added again here.
+    """
+
+    def rounded(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return from_rows(to_rows(x, ROW[bits]))
+
+    keys, values = (key - shift).numpy(), value.numpy()
+    held = rounded(keys) if bits == 16 else hadamard(rounded(hadamard(keys)))
+    return torch.from_numpy(held) + shift, torch.from_numpy(rounded(values))
+
+
 def block_forward(
     arch: Architecture,
     layer: int,
@@ -89,13 +107,13 @@ def block_forward(
     x: Tensor,
     record: Record | None = None,
     cache: KeyValue | None = None,
-    held: torch.dtype = torch.float32,
+    kv_bits: int | None = None,
 ) -> Tensor:
     """One decoder block with causal attention over all of x: [B, T, hidden] -> [B, T, hidden].
 
     record(role, input [B, T, in]) is called with the input of "q" (also k's and v's), "o", "gate" (also up's) and
     "down". With a cache, keys and values are appended to it and x attends to what it held too; positions go on from it.
-    held: what keys and values are rounded to, float16 as in a device's cache.
+    kv_bits: keys and values are rounded as in a device's cache of this width (16 or 8); None: they are not.
     """
     batch, length, _ = x.shape
     facts, start = arch.layers_as[layer], cache.length if cache is not None else 0
@@ -118,7 +136,11 @@ def block_forward(
     normed = noted("q", rms_norm(x, weights["attention_norm"], arch.norm_eps))
     cos, sin = rotary(facts.rope, torch.arange(start, start + length))
     query, key, value = rotate(heads("q"), cos, sin), rotate(heads("k"), cos, sin), heads("v")
-    key, value = key.to(held).float(), value.to(held).float()
+    if kv_bits is not None:
+        shift = torch.zeros(arch.kv_heads * arch.head_dim)
+        if shifts_keys(arch, kv_bits):
+            shift = key_shift(arch, layer, weights["k_bias"])
+        key, value = as_cached(key, value, kv_bits, shift.view(-1, 1, arch.head_dim))
     if cache is not None:
         end = start + length
         cache.key[:, :, start:end], cache.value[:, :, start:end] = key, value
@@ -144,28 +166,26 @@ def propagate(
     weights: Block,
     x: Tensor,
     record: Record | None = None,
-    held: torch.dtype = torch.float32,
+    kv_bits: int | None = None,
 ) -> Tensor:
     """Push all sequences x [N, T, hidden] through one block, a few at a time, **in place**; returns x."""
     step = max(1, TOKENS_AT_ONCE // max(1, x.shape[1]))
     for start in range(0, x.shape[0], step):
-        x[start : start + step] = block_forward(arch, layer, weights, x[start : start + step], record, held=held)
+        x[start : start + step] = block_forward(arch, layer, weights, x[start : start + step], record, kv_bits=kv_bits)
     return x
 
 
 @torch.no_grad()
-def hidden_states(
-    arch: Architecture, source: Source, ids: list[Tensor], held: torch.dtype = torch.float32
-) -> list[Tensor]:
+def hidden_states(arch: Architecture, source: Source, ids: list[Tensor], kv_bits: int | None = None) -> list[Tensor]:
     """The last block's output for several batches int64 [N, T] (T may differ): float32 [N, T, hidden] each.
 
-    Every block is loaded once. Memory: one block and the hidden states. held: see block_forward.
+    Every block is loaded once. Memory: one block and the hidden states. kv_bits: see block_forward.
     """
     states = [embed(arch, source, batch) for batch in ids]
     for layer in range(arch.layers):
         block = load_block(arch, source, layer)
         for state in states:
-            propagate(arch, layer, block, state, held=held)
+            propagate(arch, layer, block, state, kv_bits=kv_bits)
         del block  # before the next one is read
     return states
 
@@ -188,11 +208,25 @@ def window_losses(arch: Architecture, source: Source, ids: Tensor, window: int) 
     if ids.numel() - whole * window >= 2:
         batches.append(ids[whole * window :].view(1, -1))
     states = [state for batch in hidden_states(arch, source, batches) for state in batch]
-    following = [row[1:] for batch in batches for row in batch]
+    return state_losses(arch, source, states, [row for batch in batches for row in batch])
+
+
+@torch.no_grad()
+def state_losses(
+    arch: Architecture, source: Source, states: Iterable[Tensor], rows: Iterable[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The same for windows int64 [T] each, from the last block's outputs [T, hidden] for them."""
+    following = [row[1:] for row in rows]
     normed = [final_norm(arch, source, state[:-1]) for state in states]
     losses = head_losses(arch, source, normed, following)
     sums = torch.tensor([float(loss.sum()) for loss in losses], dtype=torch.float64)
     return sums, torch.tensor([len(ids) for ids in following])
+
+
+def mean_perplexity(sums: Tensor, counts: Tensor) -> float:
+    """exp of the mean of summed nats over scored tokens; NaN when nothing is scored."""
+    scored = int(counts.sum())
+    return math.exp(min(float(sums.sum()) / scored, 700.0)) if scored else math.nan
 
 
 def perplexity(arch: Architecture, source: Source, ids: Tensor, window: int) -> float:
@@ -200,6 +234,4 @@ def perplexity(arch: Architecture, source: Source, ids: Tensor, window: int) -> 
 
     Scored: positions 1 ... window-1 of every window (see window_losses). NaN when nothing is scored.
     """
-    sums, counts = window_losses(arch, source, ids, window)
-    scored = int(counts.sum())
-    return math.exp(min(float(sums.sum()) / scored, 700.0)) if scored else math.nan
+    return mean_perplexity(*window_losses(arch, source, ids, window))

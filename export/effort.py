@@ -97,8 +97,8 @@ def _seconds(
         read = (sequences - HELD_OUT) * length
         tokens += (3 + (config.head_bits == 4)) * read  # statistics in float64, and on; what the head reads
         sums = 2 * read * sum(size * size for size in _inputs(arch)) * arch.layers
-        seconds += sums / (FLOPS * cores) if 4 in (config.bits, config.head_bits) or config.updates else 0
-    if config.updates or 4 in (config.bits, config.head_bits):
+        seconds += sums / (FLOPS * cores) if config.coarse or config.updates else 0
+    if config.updates or config.coarse:
         seconds += (SWEEP if config.updates else SEARCH) * arch.parameters
     seconds += tokens / rate
     if written is not None:

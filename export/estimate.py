@@ -13,6 +13,7 @@ from edgellm.export.graph import decoder_graph
 from edgellm.export.nodes import Placed
 from edgellm.export.plan import planned
 from edgellm.export.vocabulary_tables import vocabulary_tables
+from edgellm.export.write import ALIGNMENT
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.loading import CHUNK
 from edgellm.runtime.roofline import weight_bytes
@@ -21,6 +22,8 @@ from edgellm.runtime.roofline import weight_bytes
 RUNTIME, TOKENIZER = 60 * MIB, 1000
 ROWS = 4096  # of an untied embedding, two bytes a weight, that a session asks for
 MANIFEST, MATRIX_ENTRY = 4096, 180  # bytes of edgellm.json: as a whole, and a matrix
+REPORT, LAYER_ENTRY = 6000, 250  # of report.html: as a whole, and a layer
+LEVEL = 200  # of both for a matrix whose level was searched
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def estimate(checkpoint: Checkpoint, config: ExportConfig) -> Estimate:
     placed = planned(config, checkpoint)
     weights = max(at.offset + at.nbytes for at in placed.values())
     staging = min(CHUNK, arch.context)
-    layout = CacheLayout(policy, staging, arch.layers, arch.kv_heads, arch.head_dim)
+    layout = CacheLayout(policy, staging, arch.layers, arch.kv_heads, arch.head_dim, bits=config.kv_bits)
     kv_bytes = layout.nbytes
     token_bytes = weight_bytes({name: at.nbytes for name, at in placed.items()})
     touched = token_bytes + ROWS * arch.hidden  # pages of an untied embedding that no token asks for are never read
@@ -83,12 +86,23 @@ def estimate(checkpoint: Checkpoint, config: ExportConfig) -> Estimate:
     )
 
 
+def matrix_room(checkpoint: Checkpoint, config: ExportConfig) -> int:
+    """Bytes of packed matrices that leave a bundle within config.fit, whatever their levels will be."""
+    assert config.fit is not None
+    arch = checkpoint.architecture
+    placed = planned(config, checkpoint)
+    vectors = sum(-(-at.nbytes // ALIGNMENT) * ALIGNMENT for at in placed.values() if at.format is None)
+    matrices = [rows * columns for _, (rows, columns) in arch.tensors() if columns]
+    return config.fit.matrix_bytes(sum(matrices), vectors + _other_files(checkpoint, placed) + LEVEL * len(matrices))
+
+
 def _other_files(checkpoint: Checkpoint, placed: dict[str, Placed]) -> int:
     graph = decoder_graph(checkpoint.architecture, placed).ByteSize()
     texts = (checkpoint.tokenizer_json(), checkpoint.chat_template or "")
     tables = len(vocabulary_tables(texts[0]) or b"")
     matrices = sum(at.format is not None for at in placed.values())
-    return int(graph) + tables + sum(len(text.encode()) for text in texts) + MANIFEST + MATRIX_ENTRY * matrices
+    page = REPORT + LAYER_ENTRY * checkpoint.architecture.layers
+    return int(graph) + tables + sum(len(text.encode()) for text in texts) + page + MANIFEST + MATRIX_ENTRY * matrices
 
 
 def _activations(arch: Architecture, staging: int) -> int:

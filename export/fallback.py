@@ -22,21 +22,23 @@ from edgellm.export.dense_model import model_facts, perplexity, write_text
 from edgellm.export.facts import frame
 from edgellm.export.fallback_room import refuse_room
 from edgellm.export.family import supported, unsupported
+from edgellm.export.gate import refuse_loss
 from edgellm.export.hf_folder import HfFolder, read_json
 from edgellm.export.optimum_exporter import OptimumExporter
+from edgellm.export.report import write_report
 from edgellm.export.standard_graph import matrices, place, quantize
 from edgellm.export.verify import Parity, compared, continued, prompts_from
 from edgellm.export.vocabulary_tables import write_tokenizer
 from edgellm.export.write import PartialBundle
 from edgellm.runtime import load, manifest
-from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.cache import cache_layout
 from edgellm.runtime.errors import BundleError, CheckpointError, EdgellmError, UsageError
 from edgellm.runtime.kv_policy import KVPolicy, parse_kv
 from edgellm.runtime.perplexity import score
 from edgellm.runtime.session import Session
 from edgellm.runtime.standard_backend import StandardBackend
 
-HONOURED = {"source", "out", "bits", "head_bits", "kv", "calibration", "recover", "seed", "force", "device"}
+HONOURED = {"source", "out", "bits", "head_bits", "kv", "calibration", "recover", "seed", "force", "device", "max_loss"}
 """Fields of ExportConfig; any other must have its default. kv: full only."""
 LARGEST_LOSS = 100  # times the dense model's perplexity
 CHUNK = 16  # tokens a run while parity is measured: short prompts then cross every kind of boundary
@@ -113,6 +115,8 @@ def export_with_optimum(
         measured = {"perplexity": ours, "dense_perplexity": dense}
         facts["quality"] = {"text": named, "tokens": text.numel(), "window": text.shape[1], **measured}
         facts["parity"] = asdict(parity)
+        refuse_loss(config, facts["quality"])
+        write_report(bundle, facts)
         bundle.commit(facts)
     return facts
 
@@ -172,8 +176,7 @@ def _parity(
     """The unquantized graph against torch: prompts of 24 tokens, of one, and of almost a whole sequence."""
     said = manifest.parse({**facts, "chat": None})  # its template is not written yet
     sizes = said.model
-    layout = CacheLayout(policy, CHUNK, sizes.layers, sizes.kv_heads, sizes.head_dim)
-    backend = StandardBackend(floats, layout, sizes.vocabulary, torch.get_num_threads())
+    backend = StandardBackend(floats, cache_layout(said, policy, CHUNK), sizes.vocabulary, torch.get_num_threads())
     session = Session(said, Tokenizer.from_str(folder.tokenizer_json()), backend, policy, CHUNK)
     room = policy.budget
     first = text[0].tolist()

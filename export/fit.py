@@ -11,8 +11,9 @@ from typing import Any
 from edgellm.devices.memory import available_bytes, peak_rss_bytes
 from edgellm.devices.profile import HOST, load, names
 from edgellm.export.checkpoint import Checkpoint
-from edgellm.export.config import ExportConfig, Sparsity
+from edgellm.export.config import ExportConfig
 from edgellm.export.estimate import Estimate, estimate
+from edgellm.export.level import Sparsity
 from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.kv_policy import SINKS
 
@@ -22,6 +23,7 @@ STEP = 64  # tokens: budgets are offered in multiples of it
 # From what costs the least quality to what costs the most; a cache of N tokens is tried with each.
 RECIPES: tuple[dict[str, Any], ...] = (
     {},
+    {"kv_bits": 8},
     {"bits": 4},
     {"bits": 4, "head_bits": 4},
     {"bits": 4, "sparsity": Sparsity("dass", 2, 4)},
@@ -156,7 +158,7 @@ def _try(checkpoint: Checkpoint, config: ExportConfig) -> Estimate | None:
 
 
 def _flags(config: ExportConfig, other: ExportConfig) -> str:
-    names = ("bits", "head_bits", "sparsity", "scope", "kv", "calibration", "recover")
+    names = ("bits", "head_bits", "sparsity", "scope", "kv", "kv_bits", "calibration", "recover")
     changed = [name for name in names if getattr(other, name) != getattr(config, name)]
     return " ".join(f"--{name.replace('_', '-')} {getattr(other, name)}" for name in changed)
 

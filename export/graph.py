@@ -1,8 +1,9 @@
 """The ONNX graph of a decoder: standard operators around DecoderLayer, QuantGather and NMMatMul (design.md).
 
 Inputs: ids, positions, rows int64; control int64 [layers, fields of edgellm.kernels.control]; per layer key.L and
-value.L fp16 [kv_heads, capacity, head_dim], position.L int32 [kv_heads, capacity] and score.L float32 [kv_heads,
-capacity, planes], the capacity its own. Outputs: logits float32 [R, vocabulary] of the rows asked for, and the caches.
+value.L fp16 [kv_heads, capacity, head_dim], or int8 rows (edgellm.kernels.kv_rows), position.L int32 [kv_heads,
+capacity] and score.L float32 [kv_heads, capacity, planes], the capacity its own. Outputs: logits float32 [R,
+vocabulary] of the rows asked for, and the caches.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from edgellm.export.block_graph import fused_block, separate_block
 from edgellm.export.nodes import Nodes, Placed
 from edgellm.export.rope import Rope
 from edgellm.kernels.control import FIELDS
-from edgellm.kernels.library import OPERATORS
+from edgellm.kernels.kv_rows import row_width
 
-OPSET = 23
-"""The first standard opset with RMSNormalization; nothing newer is needed."""
+KV = {16: TensorProto.FLOAT16, 8: TensorProto.INT8}
 
 
-def decoder_graph(arch: Architecture, placed: dict[str, Placed], fused: bool = True) -> onnx.ModelProto:
+def decoder_graph(
+    arch: Architecture, placed: dict[str, Placed], fused: bool = True, kv_bits: int = 16
+) -> onnx.ModelProto:
     """The whole decoder over the tensors placed in the data file, by canonical name (gate and up as "gate_up").
 
     fused: a block is one DecoderLayer; otherwise NMMatMul, PrunedKVAttention and standard operators, for devices that
-    have no such operator, with the same results.
+    have no such operator, with the same results. kv_bits: of keys and values, 16 or 8.
     """
     b = Nodes(placed)
     x = b.packed("QuantGather", "ids", "embedding", "embedded")
@@ -37,7 +39,7 @@ def decoder_graph(arch: Architecture, placed: dict[str, Placed], fused: bool = T
     block = fused_block if fused else separate_block
     for layer in range(arch.layers):
         slots = [arch.kv_heads, f"capacity.{layer}"]
-        shapes = [(TensorProto.FLOAT16, [*slots, arch.head_dim])] * 2
+        shapes = [(KV[kv_bits], [*slots, row_width(arch.head_dim, kv_bits)])] * 2
         shapes += [(TensorProto.INT32, slots), (TensorProto.FLOAT, [*slots, "planes"])]
         caches = [f"{name}.{layer}" for name in ("key", "value", "position", "score")]
         x = block(b, arch, layer, x, rotations[arch.layers_as[layer].rope], caches)
@@ -53,10 +55,7 @@ def decoder_graph(arch: Architecture, placed: dict[str, Placed], fused: bool = T
     sizes["control"] = [arch.layers, FIELDS]
     integers = [helper.make_tensor_value_info(name, TensorProto.INT64, size) for name, size in sizes.items()]
     result = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["R", arch.vocabulary])
-    initializers = [*b.constants, *b.used.values()]
-    graph = helper.make_graph(b.nodes, "decoder", [*integers, *caches_in], [result, *caches_out], initializers)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("edgellm", OPERATORS)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="edgellm")
+    return b.model("decoder", [*integers, *caches_in], [result, *caches_out])
 
 
 def _rotations(b: Nodes, arch: Architecture) -> dict[Rope, tuple[str, str]]:

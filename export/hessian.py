@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from edgellm.export.sparsegpt import Feedback, feedback
@@ -36,6 +37,10 @@ class Hessians:
     def importance(self, role: str) -> Tensor:
         """The diagonal, float32 [in]: how often an input is large."""
         return self._sums[SHARED.get(role, role)].diagonal()
+
+    def energy(self, role: str, weight: Tensor) -> float:
+        """||W X||^2 of a weight [out, in] over the inputs counted."""
+        return float(((weight @ self._sums[SHARED.get(role, role)]) * weight).sum(dtype=torch.float64))
 
     def feedback(self, role: str, group: int) -> Feedback:
         """The factor that the sweep needs, made once for matrices that share it."""

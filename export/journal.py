@@ -17,7 +17,7 @@ from edgellm.export.config import ExportConfig
 from edgellm.export.nodes import DATA, Placed
 from edgellm.kernels.layout import Format
 
-VERSION = 2  # of what an export computes: raise it when the same settings give other bytes
+VERSION = 3  # of what an export computes: raise it when the same settings give other bytes
 RECORD, TEXTS = "journal.json", "texts.safetensors"
 _READ = 1 << 22
 
@@ -29,6 +29,8 @@ def fingerprint(config: ExportConfig) -> str:
     """
     recipe = {"sparsity": str(config.sparsity), "scope": config.scope, "bits": config.bits, "seed": config.seed}
     recipe |= {"head_bits": config.head_bits, "recover": config.recover, "version": VERSION, "torch": torch.__version__}
+    recipe |= {"kv_bits": config.kv_bits}
+    recipe |= {"references": config.compares, "fit": str(config.fit), "fit_minutes": str(config.fit_minutes)}
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     files = [config.source] if config.source.is_file() else sorted(config.source.glob("*.*"))
     for file in [*files, *([config.calibration] if config.calibration else [])]:

@@ -11,8 +11,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgellm.kernels.layout import Format
+from edgellm.kernels.library import OPERATORS
 
 DATA = "model.onnx.data"
+OPSET = 23
+"""The first standard opset with RMSNormalization; nothing newer is needed."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class Nodes:
         """Append a node of one output, which names it; returns that name."""
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, domain=domain, **attributes))
         return output
+
+    def several(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
+        """Append a node of several outputs."""
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], **attributes))
 
     def stored(self, name: str) -> str:
         """The initializer of a placed tensor; asked for twice (a tied embedding), it is stored once."""
@@ -87,6 +94,14 @@ class Nodes:
         return self.node(
             "Mul", [self.node("Tanh", [self.node("Div", [x, size], f"{x}.low")], f"{x}.tanh"), size], output
         )
+
+    def model(
+        self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+    ) -> onnx.ModelProto:
+        """The graph of all nodes so far."""
+        graph = helper.make_graph(self.nodes, name, inputs, outputs, [*self.constants, *self.used.values()])
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("edgellm", OPERATORS)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="edgellm")
 
     def norm(self, x: str, name: str, epsilon: float, output: str) -> str:
         """RMSNormalization of x by the vector `name`."""

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edgellm.export.adapt_facts import adapt_facts
+from edgellm.export.adapt_graph import adapt_graph, head_graph
 from edgellm.export.calibrate import calibration_ids
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
 from edgellm.export.compress import Read, compress, compress_layer, read_by_head
 from edgellm.export.config import HELD_OUT, ExportConfig
-from edgellm.export.decoder import load_block, perplexity, propagate
-from edgellm.export.estimate import Estimate, estimate
+from edgellm.export.decoder import load_block, propagate
+from edgellm.export.drift import drift
+from edgellm.export.estimate import Estimate, estimate, matrix_room
 from edgellm.export.facts import describe
 from edgellm.export.fallback import export_with_optimum, outside_the_table
 from edgellm.export.fit import refuse_unfit
+from edgellm.export.gate import refuse_loss
 from edgellm.export.graph import decoder_graph
 from edgellm.export.journal import fingerprint
+from edgellm.export.key_shift import key_shift, shifts_keys
 from edgellm.export.nodes import DATA, Placed
 from edgellm.export.pack import interleave, pack, stack
 from edgellm.export.packed_source import PackedSource
 from edgellm.export.plan import QKV, one_format, planned_format
+from edgellm.export.references import References
+from edgellm.export.report import write_report
+from edgellm.export.search import levels_by_size, search
 from edgellm.export.self_written import write_text
 from edgellm.export.verify import parity, prompts_from
 from edgellm.export.vocabulary import embed, head_name, slabs
@@ -44,6 +52,7 @@ class _Writing:
     config: ExportConfig
     checkpoint: Checkpoint
     bundle: PartialBundle
+    references: References | None = None
 
     @property
     def placed(self) -> dict[str, Placed]:
@@ -87,6 +96,12 @@ def export(
     config.check(arch)
     checkpoint.tokenizer_json()
     policy = config.policy(arch.context)
+    room = 0
+    if config.fit:
+        room = matrix_room(checkpoint, config)
+        config = replace(
+            config, levels=levels_by_size(arch, room, config.fit.page)
+        )  # until the search has found better
     expected = estimate(checkpoint, config)
     announce(expected)
     refuse_unfit(checkpoint, config, expected, unwritten.nbytes)
@@ -97,16 +112,26 @@ def export(
         writing = _Writing(config, checkpoint, bundle)
         # 2. Text: to calibrate on, and a held-out rest to measure with.
         text, calibration = _text(writing, progress)
+        if config.fit:
+            config = replace(config, levels=search(config, checkpoint, calibration, room, bundle.work, progress))
+            writing.config = config
         # 3. Embedding and head, then layer by layer: calibrate, prune, quantize, pack. One block in memory at a time.
-        _matrices(writing, calibration, progress)
+        _matrices(writing, calibration, text, progress)
         # 4. The graph around the packed weights, and what text needs.
-        bundle.write("model.onnx", decoder_graph(arch, writing.placed).SerializeToString())
+        bundle.write("model.onnx", decoder_graph(arch, writing.placed, kv_bits=config.kv_bits).SerializeToString())
+        if config.adapt:
+            bundle.write("adapt.onnx", adapt_graph(arch, writing.placed).SerializeToString())
+            bundle.write("head.onnx", head_graph(arch, writing.placed).SerializeToString())
         write_tokenizer(bundle.write, checkpoint.tokenizer_json())
         if checkpoint.chat_template is not None:
             bundle.write("chat_template.jinja", checkpoint.chat_template.encode())
         # 5. Measure: the bundle itself on the device runtime, against torch with the same weights and the dense model.
         facts = describe(config, checkpoint, writing.placed, policy, bundle.facts())
         facts["parity"], facts["quality"] = _measure(writing, facts, text, progress)
+        if config.adapt:
+            facts["adapt"] = adapt_facts(arch, bundle.folder, facts, text, progress)
+        refuse_loss(config, facts["quality"])
+        write_report(bundle, facts)
         # 6. Only now may it be found.
         bundle.commit(facts)
     return facts
@@ -135,8 +160,8 @@ def _text(writing: _Writing, progress: Progress) -> tuple[Tensor, Tensor]:
     return ids[-held_out:], ids[:-held_out]
 
 
-def _matrices(writing: _Writing, calibration: Tensor, progress: Progress) -> None:
-    """Every tensor into the data file; what a killed export placed stays as it is."""
+def _matrices(writing: _Writing, calibration: Tensor, text: Tensor, progress: Progress) -> None:
+    """Every tensor into the data file; what a killed export placed stays as it is. text: for the references."""
     arch, bundle, kept = writing.checkpoint.architecture, writing.bundle, set(writing.placed)
     progress("embedding", 0, 1)
     for name in ("embedding",) if arch.tied else ("embedding", "head"):
@@ -147,6 +172,8 @@ def _matrices(writing: _Writing, calibration: Tensor, progress: Progress) -> Non
             bundle.keep()
     progress("embedding", 1, 1)
     done = sum(f"layers.{layer}.gate_up" in kept for layer in range(arch.layers))
+    if writing.config.compares:
+        writing.references = References(arch, bundle.work, done, embed(arch, writing.packed, text))
     x = embed(arch, writing.packed, calibration) if writing.config.calibrates and done < arch.layers else None
     for layer in range(arch.layers):
         progress("layers", layer, arch.layers)
@@ -162,15 +189,20 @@ def _matrices(writing: _Writing, calibration: Tensor, progress: Progress) -> Non
 
 
 def _layer(writing: _Writing, layer: int, x: Tensor | None) -> Tensor | None:
-    found, x = compress_layer(writing.config, writing.checkpoint, layer, x)
+    also = writing.references.layer if writing.references else None
+    found, x = compress_layer(writing.config, writing.checkpoint, layer, x, also)
     at = f"layers.{layer}"
-    vectors = writing.checkpoint.architecture.vectors
+    arch = writing.checkpoint.architecture
+    vectors = arch.vectors
     joined = {"qkv": stack([found[role] for role in QKV])} if one_format(found[role].format for role in QKV) else {}
     biases = [f"{role}_bias" for role in QKV if joined and f"{role}_bias" in vectors]
     if biases:
         writing.vector(f"{at}.qkv_bias", [f"{at}.{bias}" for bias in biases])
     for role in (role for role in vectors if role not in biases):
         writing.vector(f"{at}.{role}", [f"{at}.{role}"])
+    if shifts_keys(arch, writing.config.kv_bits):
+        shift = key_shift(arch, layer, writing.checkpoint.vector(f"{at}.k_bias"))
+        writing.bundle.append(f"{at}.k_shift", [shift.numpy()])
     # In the order of a token's reading: kernels prefetch what lies behind.
     joined["gate_up"] = interleave(found["gate"], found["up"])
     for role in (("qkv",) if "qkv" in joined else QKV) + ("o", "gate_up", "down"):
@@ -187,21 +219,25 @@ def _measure(
     threads = torch.get_num_threads()
     session = load(folder, kv="full", threads=threads, manifest=manifest.parse(facts))
     progress("parity with torch", 0, 1)
-    found = parity(arch, writing.packed, session, prompts_from(text))
+    found = parity(arch, writing.packed, session, prompts_from(text), kv_bits=writing.config.kv_bits)
     found.check()
     progress("parity with torch", 1, 1)
     progress("perplexity", 0, 2)
     ours = score(session, text.flatten().tolist(), window).perplexity
     del session  # and with it the mapped bundle
     progress("perplexity", 1, 2)
-    dense = perplexity(arch, checkpoint, text.flatten(), window)
+    dense, errors = drift(arch, checkpoint, writing.packed, text)
     progress("perplexity", 2, 2)
     source = writing.config.calibration
+    vocabulary = sum(at.nbytes for name, at in writing.placed.items() if name in ("embedding", "head"))
+    beside = writing.references
     quality = {
         "text": f"held out from {source.name}" if source else "written by the dense model",
         "tokens": text.numel(),
         "window": window,
         "perplexity": ours,
         "dense_perplexity": dense,
+        "layer_errors": errors,
+        "references": beside.measured(writing.packed, text, vocabulary) if beside else [],
     }
     return asdict(found), quality

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
+from edgellm.export.key_shift import shifts_keys
 from edgellm.export.nodes import Placed
 from edgellm.export.write import ALIGNMENT
 from edgellm.kernels.layout import Format
@@ -21,8 +22,10 @@ def planned(config: ExportConfig, checkpoint: Checkpoint) -> dict[str, Placed]:
     no tile holds.
     """
     placed: dict[str, Placed] = {}
-    end = 0
-    for name, (rows, columns) in checkpoint.architecture.tensors():
+    end, arch = 0, checkpoint.architecture
+    shifted = range(arch.layers if shifts_keys(arch, config.kv_bits) else 0)
+    ours = ((f"layers.{layer}.k_shift", (arch.kv_heads * arch.head_dim, 0)) for layer in shifted)
+    for name, (rows, columns) in (*arch.tensors(), *ours):
         form = planned_format(config, checkpoint, name) if columns else None
         at, nbytes, shape = name, 4 * rows, (rows,)
         layer, _, part = name.rpartition(".")
@@ -30,7 +33,7 @@ def planned(config: ExportConfig, checkpoint: Checkpoint) -> dict[str, Placed]:
         if part == "up" or (joined and part[0] != "q"):
             continue  # with its gate, or with q
         if joined:
-            more = sum(checkpoint.architecture.shape(f"{layer}.{other}{part[1:]}")[0] for other in QKV[1:])
+            more = sum(arch.shape(f"{layer}.{other}{part[1:]}")[0] for other in QKV[1:])
             at, nbytes, shape = f"{layer}.qkv{part[1:]}", nbytes + 4 * more, (rows + more,)
             form = form and replace(form, n_out=rows + more)
         if part == "gate" and form is not None:

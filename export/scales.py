@@ -50,7 +50,7 @@ def _symmetric(w: Tensor, kept: Tensor, bits: int) -> Iterator[Grid]:
     half = 1 << (bits - 1)
     largest = torch.where(kept, w.abs(), 0).amax(-1)
     # How many steps the largest weight is: half - 1 clips nothing whatever its sign.
-    for step in range(11 if bits == 4 else 1):
+    for step in range(11 if bits < 8 else 1):
         for sign in (1, -1):
             yield _anchored(largest * (sign / (half - 1 + half * step / 16)), half)
 
@@ -62,7 +62,7 @@ def _range(w: Tensor, kept: Tensor, bits: int) -> Iterator[Grid]:
     empty = low > high  # every weight of the group was dropped
     low, high = torch.where(empty, 0, low), torch.where(empty, 0, high)
     span = high - low
-    ends = CLIPPED if bits == 4 else CLIPPED[:1]
+    ends = CLIPPED if bits < 8 else CLIPPED[:1]
     for below in ends:
         for above in ends:
             minimum = _half(low + below * span)

@@ -54,7 +54,7 @@ def sparsegpt(weight: Tensor, found: Feedback, f: Format, mask: Tensor | None = 
     mask: bool [out, in], True where kept; None with f.n < f.m along the input: the sweep chooses, for every m inputs,
     the n whose loss would cost most. Raises EdgellmError as quantize.round_to_nearest does.
     """
-    values, kept, grids, code = _sweep(weight, found, f.group, (f.n, f.m), mask, f)
+    values, kept, grids, code = _sweep(weight, found, f.group, (f.n, f.m), mask, (f.bits, f.zero))
     del values
     scale, minimum = (torch.stack(parts, dim=1) for parts in zip(*grids, strict=True))
     return checked(f, code, scale, minimum, kept)
@@ -65,10 +65,16 @@ def updated(weight: Tensor, found: Feedback, group: int, n: int, m: int, mask: T
     return _sweep(weight, found, group, (n, m), mask, None)[0]
 
 
+def simulated(weight: Tensor, found: Feedback, group: int, bits: int, zero: str) -> Tensor:
+    """The dense weight as the same sweep rounds it to any width, even 3 bits, which no tile holds: float32."""
+    return _sweep(weight, found, group, (1, 1), None, (bits, zero))[0]
+
+
 def _sweep(
-    weight: Tensor, found: Feedback, group: int, nm: tuple[int, int], mask: Tensor | None, f: Format | None
+    weight: Tensor, found: Feedback, group: int, nm: tuple[int, int], mask: Tensor | None, to: tuple[int, str] | None
 ) -> tuple[Tensor, Tensor | None, list[Grid], Tensor]:
-    """(values [out, in], what is kept, grids by group [out], codes uint8 [out, in]) in the inputs' own order."""
+    """(values [out, in], what is kept, grids by group [out], codes uint8 [out, in]) in the inputs' own order.
+    to: bits and zero of the grids, or None: not rounded."""
     outputs, inputs = weight.shape
     w = weight.T[found.order].contiguous()  # an input's weights side by side
     given = None if mask is None else mask.T[found.order]
@@ -85,14 +91,14 @@ def _sweep(
             kept = given[here] if given is not None else _costly(target, importance, places, *nm)
             chosen[here] = kept
         grid: Grid | None = None
-        if f is not None:
+        if to is not None:
             counts = importance.expand(outputs, group) if kept is None else importance * kept.T
-            grid = search(target.T.contiguous(), counts, f.bits, f.zero)
+            grid = search(target.T.contiguous(), counts, *to)
             grids[int(found.order[start]) // group] = grid
         for j in range(group):
             wanted = torch.addmv(target[j], off[here][:j].T, factor[:j, j]) if j else target[j]
-            if grid is not None and f is not None:
-                nearest = codes(wanted[:, None], grid, f.bits)[:, 0]
+            if grid is not None and to is not None:
+                nearest = codes(wanted[:, None], grid, to[0])[:, 0]
                 code[start + j] = nearest.to(torch.uint8)
                 wanted = nearest * grid[0] + grid[1]
             values[start + j] = wanted if kept is None else torch.where(kept[j], wanted, 0)

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgellm.export.config import GROUP
+from edgellm.export.level import GROUP
 from edgellm.export.nodes import DATA, Placed
 from edgellm.export.optimum_exporter import quiet
 from edgellm.runtime.errors import EdgellmError

@@ -72,18 +72,19 @@ def continued(session: Session, prompts: list[list[int]], new_tokens: int = NEW_
 
 @torch.no_grad()
 def parity(
-    arch: Architecture, source: Source, session: Session, prompts: list[list[int]], new_tokens: int = NEW_TOKENS
-) -> Parity:
+    arch: Architecture, source: Source, session: Session, prompts: list[list[int]], new_tokens: int = NEW_TOKENS,
+    kv_bits: int = 16,
+) -> Parity:  # fmt: skip
     """Continue every prompt greedily on the device runtime, then run torch over prompt and continuation.
 
-    torch holds keys and values in half precision, as the device's cache does: where coarse weights leave a model on an
+    torch rounds keys and values as the device's cache does, of kv_bits: where coarse weights leave a model on an
     edge (Qwen2.5-Coder-0.5B at 4 bits, head included), that rounding alone moves one prompt's logits by a quarter, and
     a bundle that does the same is right.
     torch's greedy text has the same first n tokens exactly if its most likely token is the runtime's at each of them.
     The head passes in slabs beside the logits of as many texts as LOGITS_AT_ONCE holds.
     """
     texts = continued(session, prompts, new_tokens)
-    states = hidden_states(arch, source, [torch.tensor([ids]) for ids in texts], torch.float16)
+    states = hidden_states(arch, source, [torch.tensor([ids]) for ids in texts], kv_bits)
     normed = [final_norm(arch, source, state[0]) for state in states]
     at_once = max(1, LOGITS_AT_ONCE // (4 * arch.vocabulary * max(map(len, texts))))
     found = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.kernels.control import ATTENTION, FULL, HEADS, MILLION, NORM, OLDER, WINDOW, Control
+from edgellm.kernels.kv_rows import ROW, SCALE_BYTES, from_rows, hadamard, row_width, to_rows
 from edgellm.kernels.reference import F32, rms_norm
 
 
@@ -15,19 +17,24 @@ from edgellm.kernels.reference import F32, rms_norm
 class Cache:
     """One layer's buffers: key, value fp16 [kv_heads, capacity, head_dim] (keys rotated), position int32 [kv_heads,
     capacity], score float32 [kv_heads, capacity, planes] (control.py). Slots [0, budget) are for committed tokens,
-    slots from `budget` on hold the last run's own."""
+    slots from `budget` on hold the last run's own. key and value may also be int8 rows (kv_rows.py)."""
 
-    key: NDArray[np.float16]
-    value: NDArray[np.float16]
+    key: NDArray[Any]
+    value: NDArray[Any]
     position: NDArray[np.int32]
     score: NDArray[np.float32]
 
     @staticmethod
-    def empty(kv_heads: int, capacity: int, head_dim: int, planes: int = 0) -> Cache:
-        """A cache of zeros."""
-        wide, narrow = (kv_heads, capacity, head_dim), (kv_heads, capacity)
-        zeros = np.zeros(wide, np.float16), np.zeros(wide, np.float16), np.zeros(narrow, np.int32)
+    def empty(kv_heads: int, capacity: int, head_dim: int, planes: int = 0, bits: int = 16) -> Cache:
+        """A cache of zeros; bits: of keys and values, 16 or 8."""
+        wide, narrow = (kv_heads, capacity, row_width(head_dim, bits)), (kv_heads, capacity)
+        zeros = np.zeros(wide, ROW[bits]), np.zeros(wide, ROW[bits]), np.zeros(narrow, np.int32)
         return Cache(*zeros, np.zeros((*narrow, planes), np.float32))
+
+    @property
+    def bits(self) -> int:
+        """Of keys and values, 16 or 8."""
+        return 8 * self.key.itemsize
 
     def move(self, head: int, source: int, target: int) -> None:
         """Copy a slot of one KV head over another."""
@@ -111,7 +118,7 @@ def count(cache: Cache, c: Control, seen: NDArray[np.int64], positions: NDArray[
 def pruned_kv_attention(
     qkv: F32, cos: F32, sin: F32, positions: NDArray[np.int64], control: NDArray[np.int64], cache: Cache,
     scale: float, window: int = 0, softcap: float = 0.0,
-    q_norm: F32 | None = None, k_norm: F32 | None = None, epsilon: float = 0.0,
+    q_norm: F32 | None = None, k_norm: F32 | None = None, epsilon: float = 0.0, k_shift: F32 | None = None,
 ) -> F32:  # fmt: skip
     """PrunedKVAttention: commit the last run's accepted tokens, stage these T, attend and score, all in the cache.
 
@@ -119,24 +126,33 @@ def pruned_kv_attention(
     [T, rotary/2], positions [T] -> y [T, heads*head_dim]. q_norm and k_norm [head_dim], where the model has them, norm
     each head of q and k before rotation. Token t sees all committed tokens and the staged ones up to itself:
     y = softmax(scale * q k^T) v, a group of heads/kv_heads query heads sharing a KV head. Keys and values are read back
-    from the cache, so at fp16.
+    from the cache, so at its width, their norm too; int8 keys are held, and met by queries, rotated by `hadamard`.
+    k_shift [kv_heads * head_dim] is taken off rotated keys, which changes all logits of a query alike: softmax drops it
+    (and a soft cap would not: ValueError).
     window: a token sees only positions above its own less `window` (0: all). softcap: logits become
     softcap * tanh(logits / softcap) before softmax (0: they stay).
     """
     c = Control(*control.tolist())
     committed = commit(cache, control)
-    steps, (kv_heads, capacity, head_dim) = len(qkv), cache.key.shape
+    steps, (kv_heads, capacity, row) = len(qkv), cache.key.shape
+    head_dim = row - SCALE_BYTES if cache.bits == 8 else row
     all_heads = qkv.reshape(steps, -1, head_dim)
     q, k, v = np.split(all_heads, [all_heads.shape[1] - 2 * kv_heads, all_heads.shape[1] - kv_heads], axis=1)
     q, k = (x if norm is None else rms_norm(x, norm, epsilon) for x, norm in ((q, q_norm), (k, k_norm)))
-    q = rotate(q, cos, sin)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    if k_shift is not None:
+        if softcap:
+            raise ValueError("keys are shifted, and a soft cap would not drop that")
+        k = k - k_shift.reshape(kv_heads, head_dim)
+    if cache.bits == 8:
+        q, k = hadamard(q), hadamard(k)
     staged = slice(c.budget, c.budget + steps)
-    cache.key[:, staged] = rotate(k, cos, sin).transpose(1, 0, 2)
-    cache.value[:, staged] = v.transpose(1, 0, 2)
+    cache.key[:, staged] = to_rows(k.transpose(1, 0, 2), cache.key.dtype)
+    cache.value[:, staged] = to_rows(v.transpose(1, 0, 2), cache.key.dtype)
     cache.position[:, staged] = positions
     cache.score[:, staged] = 0
     if cache.score.shape[2] > NORM:
-        cache.score[:, staged, NORM] = np.abs(cache.value[:, staged].astype(np.float32)).sum(axis=2)
+        cache.score[:, staged, NORM] = np.abs(from_rows(cache.value[:, staged])).sum(axis=2)
     y = np.empty_like(q)
     attention = np.zeros((*q.shape[:2], capacity), np.float32)
     group = q.shape[1] // kv_heads
@@ -145,12 +161,12 @@ def pruned_kv_attention(
         for head in range(q.shape[1]):
             at = cache.position[head // group, seen]
             near = seen[at > positions[t] - window] if window else seen
-            logits = scale * (cache.key[head // group, near].astype(np.float32) @ q[t, head])
+            logits = scale * (from_rows(cache.key[head // group, near]) @ q[t, head])
             if softcap:
                 logits = softcap * np.tanh(logits / softcap)
             weights = np.exp(logits - logits.max())
             attention[t, head, near] = weights / weights.sum()
-            y[t, head] = attention[t, head, near] @ cache.value[head // group, near].astype(np.float32)
+            y[t, head] = attention[t, head, near] @ from_rows(cache.value[head // group, near])
     if c.planes:
         count(cache, c, np.r_[0:committed, staged], positions, attention)
     return y.reshape(steps, -1)

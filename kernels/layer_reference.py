@@ -16,7 +16,7 @@ from edgellm.kernels.reference import F32, nm_matmul, rms_norm
 class Layer:
     """What DecoderLayer holds, by role. matrices: packed tiles and format of q (or of q, k and v stacked), o, gate_up,
     down, and of k and v where they are apart. vectors: attention_norm, mlp_norm; optionally q_bias, k_bias, v_bias,
-    o_bias, q_norm, k_norm, post_attention_norm, post_mlp_norm."""
+    o_bias, q_norm, k_norm, k_shift, post_attention_norm, post_mlp_norm."""
 
     heads: int
     scale: float
@@ -46,7 +46,7 @@ def decoder_layer(
         return x + (rms_norm(y, v[norm], eps) if norm in v else y)
 
     qkv = np.concatenate([product(x, r, norm="attention_norm") for r in ("q", "k", "v") if r in layer.matrices], axis=1)
-    norms = v.get("q_norm"), v.get("k_norm"), eps
+    norms = v.get("q_norm"), v.get("k_norm"), eps, v.get("k_shift")
     mixed = pruned_kv_attention(
         qkv, cos, sin, positions, control, cache, layer.scale, layer.window, layer.softcap, *norms
     )

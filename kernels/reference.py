@@ -53,7 +53,7 @@ def nm_matmul(
     added then.
     Implementations quantize x to 16 bits per row and 64 inputs, and what that leaves over once more where one input
     dwarfs the others, so that a 30-layer model's logits stay within 1e-3 of these (8 bits were tried: 5e-2, and greedy
-    text differs).
+    text differs). With the attribute exact = 1.0 they do not: x stays float32, and only a bias may be added.
     """
     if norm is not None:
         x = rms_norm(x, norm, epsilon)
@@ -64,6 +64,15 @@ def nm_matmul(
     pairs = y.reshape(len(x), -1, 2, PANEL)
     gate, up = pairs[:, :, 0], pairs[:, :, 1]
     return (ACTIVATIONS[activation](gate) * up).reshape(len(x), -1)
+
+
+def nm_matmul_t(dy: F32, tiles: NDArray[np.uint8], f: Format) -> F32:
+    """NMMatMulT: dx = dy W for dy [T, n_out] -> dx [T, k_in], the gradient of NMMatMul's product in its input.
+
+    All in float32: nothing is quantized on the way back.
+    """
+    dx: F32 = dy @ dequantize(unpack(tiles, f))
+    return dx
 
 
 def quant_gather(ids: NDArray[np.int64], tiles: NDArray[np.uint8], f: Format) -> F32:

@@ -76,7 +76,7 @@ def measure(
 
 def _case(session: Session, tokens: int, found: Sequence[Result]) -> Case:
     steps = range(tokens, tokens + found[0].decode_steps)
-    read = [kv_read_bytes(session.manifest.model, session.policy, held) for held in steps]
+    read = [kv_read_bytes(session.manifest, session.policy, held) for held in steps]
     return Case(
         prompt_tokens=tokens,
         prefill_tokens_per_s=median(tokens / result.prefill_s for result in found),

@@ -15,7 +15,14 @@ VERBS = {
     "generate": ("edgellm.runtime.commands.generate:command", "Continue a prompt."),
     "chat": ("edgellm.runtime.commands.chat:command", "Talk with the model."),
     "cache-prompt": ("edgellm.runtime.commands.cache_prompt:command", "Save a prompt's KV cache to a file."),
-    "eval": ("edgellm.runtime.commands.eval:command", "Perplexity and bits per byte of a text."),
+    "adapt": (
+        "edgellm.runtime.commands.adapt:command",
+        "Learn from unlabelled questions of one kind; save an adapter.",
+    ),
+    "eval": (
+        "edgellm.runtime.commands.eval:command",
+        "Perplexity of a text, or tasks over long prompts under KV policies.",
+    ),
     "bench": ("edgellm.runtime.commands.bench:command", "How fast a bundle is here, and how near to the bound."),
     "inspect": ("edgellm.runtime.commands.inspect:command", "What a bundle holds, and its sizes."),
     "devices": ("edgellm.runtime.commands.devices:command", "Boards that bundles are made for, and this machine."),

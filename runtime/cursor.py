@@ -34,8 +34,14 @@ class Cursor:
     anchor: int = 0
 
     def __post_init__(self) -> None:
-        self._rows = control_of([self.policy.control(budget) for budget in self.own_budgets])  # what stays the same
+        self.follow(self.policy)
         self.reset()
+
+    def follow(self, policy: KVPolicy) -> None:
+        """From the next run on another policy evicts, by the scores that there are."""
+        self.policy = policy
+        self._rows = control_of([policy.control(budget) for budget in self.own_budgets])  # what stays the same
+        self.budgets = self.own_budgets
 
     @property
     def own_budgets(self) -> list[int]:
@@ -99,8 +105,15 @@ class Cursor:
             self.staged, self.fed = tokens - older, tokens
         return self.fed
 
+    def plant(self, tokens: int) -> None:
+        """Begin with so many tokens committed, in slots from 0 on; no policy evicts them before the next reset."""
+        self.reset()
+        self.committed, self.fed = [tokens] * self.layers, tokens
+        self._rows[:, COLUMN["sinks"]] = max(self.policy.sinks, tokens)
+
     def reset(self) -> None:
         """Forget every token; the buffers keep their bytes, which nothing reads any more."""
         self.committed, self.staged, self.fed = [0] * self.layers, 0, 0
         self.budgets, self.places = self.own_budgets, self.own_budgets
         self.votes, self.anchor = (0.0, 0.0), 0
+        self._rows[:, COLUMN["sinks"]] = self.policy.sinks

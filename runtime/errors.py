@@ -39,6 +39,10 @@ class PromptCacheError(EdgellmError):
     """A prompt cache file that is damaged, or of another model or KV policy."""
 
 
+class AdapterError(EdgellmError):
+    """An adapter file that is missing, damaged, or of another model."""
+
+
 def no_library(error: FileNotFoundError) -> EdgellmError:
     """The error to raise where the native library is not installed."""
     hint = "Install a wheel that has it: pip install --force-reinstall edgellm"

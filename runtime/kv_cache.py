@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.kernels.control import ATTENTION, OLDER, SCORE
+from edgellm.kernels.control import ATTENTION, NORM, OLDER, SCORE
 from edgellm.runtime.backend import Backend
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.cursor import Cursor
+from edgellm.runtime.errors import UsageError
+from edgellm.runtime.kv_policy import KVPolicy
+
+
+@dataclass(frozen=True)
+class CacheCopy:
+    """How far a cache was filled, and its slots in use by buffer: [kv_heads, slots, …]."""
+
+    cursor: Cursor
+    slots: dict[str, NDArray[Any]]
 
 
 class KVCache:
@@ -38,7 +51,7 @@ class KVCache:
         group: query heads a KV head. None where it cannot be told: a window that evicted has no scores, and the largest
         of several heads' attention has no sum to compare with.
         """
-        policy, cursor = self._layout.policy, self._cursor
+        policy, cursor = self._cursor.policy, self._cursor
         if not any(cursor.evicted):
             return 1.0
         paid = sum(cursor.votes) * (group if policy.heads == "sum" else 1)
@@ -69,7 +82,7 @@ class KVCache:
 
         Raises EdgellmError, with the sequence as it was, where there is no memory for them.
         """
-        policy, cursor = self._layout.policy, self._cursor
+        policy, cursor = self._cursor.policy, self._cursor
         if policy.prefill != "whole":
             return
         if policy.queries:  # so that exactly the prompt's last `queries` queries count when it is pruned
@@ -84,6 +97,27 @@ class KVCache:
         """From the next run on the policy's budgets hold again."""
         self._cursor.budgets = self._cursor.own_budgets
 
+    def follow(self, policy: KVPolicy) -> None:
+        """From the next run on another policy evicts, by the scores that there are. The buffers stay as they are.
+
+        Raises UsageError for one that needs more of them than there is.
+        """
+        if policy.planes > self._usual.policy.planes or max(policy.layer_budgets(1)) > max(self._usual.budgets):
+            raise UsageError(f"a cache made for {self._usual.policy} cannot go on as {policy}")
+        self._cursor.follow(policy)
+
+    def copy(self) -> CacheCopy:
+        """What `paste` puts back."""
+        slots = {n: self.backend.read_slots(n, self._cursor.slots(layer)) for layer, n, _ in self._usual.filled()}
+        return CacheCopy(deepcopy(self._cursor), slots)
+
+    def paste(self, copied: CacheCopy) -> None:
+        """Take over what a cache of this model and layout held when it was copied."""
+        self._fit(copied.cursor.places)
+        for layer, name, _ in self._usual.filled():
+            self.backend.write_slots(name, copied.cursor.slots(layer), copied.slots[name])
+        self._cursor = deepcopy(copied.cursor)
+
     def cut_back(self, tokens: int) -> int:
         """See Cursor.cut_back."""
         return self._cursor.cut_back(tokens)
@@ -92,15 +126,44 @@ class KVCache:
         """Forget the sequence."""
         self._cursor.reset()
 
+    def plant(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+        """Begin the sequence with P tokens of these keys and values [layers, kv_heads, P, head_dim], at positions from
+        0 on, kept whatever the policy. Raises UsageError where the budget has no room beside them."""
+        tokens, policy = keys.shape[2], self._usual.policy
+        for budget in self._usual.budgets:
+            if max(tokens, policy.sinks) + policy.recent_tokens(budget) > budget or tokens >= budget:
+                what = f"a KV budget of {budget} tokens has no room beside an adapter's {tokens}"
+                raise UsageError(what, "Give a larger one with --kv.")
+        self._cursor.plant(tokens)
+        slots = np.arange(tokens)
+        for layer in range(self._usual.layers):
+            self.backend.write_slots(f"key.{layer}", slots, keys[layer])
+            self.backend.write_slots(f"value.{layer}", slots, values[layer])
+            self.backend.write_slots(f"position.{layer}", slots, np.broadcast_to(slots, keys.shape[1:3]))
+            score = np.zeros((*keys.shape[1:3], policy.planes), np.float32)
+            if policy.planes > NORM:
+                score[..., NORM] = np.abs(values[layer]).sum(axis=-1)
+            self.backend.write_slots(f"score.{layer}", slots, score)
+
+    def first(self, tokens: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(keys, values) of the sequence's first tokens, [layers, kv_heads, tokens, head_dim]; nothing may be evicted
+        yet."""
+
+        def read(name: str) -> NDArray[np.float32]:
+            layers = range(self._usual.layers)
+            held = [self.backend.read_slots(f"{name}.{i}", self._cursor.slots(i)[:tokens]) for i in layers]
+            return np.stack(held).astype(np.float32)
+
+        return read("key"), read("value")
+
     def save(self, path: Path, model: str, tokens: Sequence[int]) -> None:
         """Write the cache and the sequence it belongs to. Raises EdgellmError where the file cannot be written."""
         from edgellm.runtime.prompt_cache import Facts, write_prompt_cache  # late: few sessions need safetensors
 
         cursor, layout = self._cursor, self._usual
         place = cursor.committed, cursor.staged, list(cursor.votes), cursor.anchor
-        facts = Facts(model, str(layout.policy), list(layout.budgets), *place)
-        filled = {name: self.backend.read_slots(name, cursor.slots(layer)) for layer, name, _ in layout.filled()}
-        write_prompt_cache(path, facts, tokens, filled)
+        facts = Facts(model, str(layout.policy), list(layout.budgets), *place, layout.bits)
+        write_prompt_cache(path, facts, tokens, self.copy().slots)
 
     def restore(self, path: Path, model: str) -> list[int]:
         """Take over a file's cache and return its sequence. Raises PromptCacheError, with all as it was."""
@@ -114,10 +177,7 @@ class KVCache:
             cursor.committed, cursor.staged = [held + facts.staged for held in facts.committed], 0
         cursor.fed, cursor.votes, cursor.anchor = len(file.tokens), (facts.votes[0], facts.votes[1]), facts.anchor
         cursor.places = [max(pair) for pair in zip(cursor.budgets, cursor.committed, strict=True)]
-        self._fit(cursor.places)
-        for layer, name, _ in self._usual.filled():
-            self.backend.write_slots(name, cursor.slots(layer), file.slots(name))
-        self._cursor = cursor
+        self.paste(CacheCopy(cursor, {name: file.slots(name) for _, name, _ in self._usual.filled()}))
         return file.tokens
 
     def _fit(self, budgets: Sequence[int]) -> None:

@@ -98,7 +98,7 @@ def kv_policy(name: str, budget: int, context: int, budgets: Sequence[int] = (),
     """
     if name not in POLICIES:
         raise UsageError(f'KV policy "{name}" is unknown', FORMS)
-    allowed = {"full": (), "window": ("sinks",)}.get(name, tuple(SETTINGS))
+    allowed = {"full": (), "window": ("sinks", "prefill")}.get(name, tuple(SETTINGS))
     wrong = next((key for key in settings if key not in allowed and settings[key] != POLICIES[name].get(key)), None)
     if wrong is not None:
         raise UsageError(f'KV policy "{name}" has no setting "{wrong}"', f"It has: {', '.join(allowed) or 'none'}.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgellm.devices.memory import give_back
 from edgellm.runtime.backend import Backend
 from edgellm.runtime.bundle_files import AGAIN, CHAT_TEMPLATE, NAME, TABLES
-from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.cache import CacheLayout, cache_layout
 from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
 from edgellm.runtime.kv_policy import KVPolicy, kv_policy, parse_kv
 from edgellm.runtime.manifest import read_manifest
@@ -40,7 +40,7 @@ def load(
     manifest = manifest or read_manifest(folder, verify)
     model = manifest.model
     policy = _default_policy(manifest) if kv is None else parse_kv(kv, model.context)
-    layout = CacheLayout(policy, min(CHUNK, model.context), model.layers, model.kv_heads, model.head_dim)
+    layout = cache_layout(manifest, policy, min(CHUNK, model.context))
     tokenizer = read_tokenizer(folder, model.vocabulary, TABLES in manifest.files)
     backend = _backend(folder, manifest, layout, threads)
     give_back()  # reading all of a tokenizer.json of 262k tokens leaves 200 MB behind

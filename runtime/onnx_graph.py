@@ -13,10 +13,12 @@ from edgellm.runtime.errors import BundleError, UsageError
 OLDEST = (1, 23)  # onnxruntime that reads opset 23
 
 
-def open_graph(folder: Path, threads: int | None, prepare: Callable[[Any], object] = lambda options: None) -> Any:
-    """An onnxruntime.InferenceSession on the CPU. prepare: called with its SessionOptions.
+def open_graph(
+    folder: Path, threads: int | None, prepare: Callable[[Any], object] = lambda options: None, name: str = GRAPH
+) -> Any:
+    """An onnxruntime.InferenceSession on the CPU, of the graph `name`. prepare: called with its SessionOptions.
 
-    threads = None takes the physical cores this process may use. Raises BundleError when model.onnx or its data cannot
+    threads = None takes the physical cores this process may use. Raises BundleError when the graph or its data cannot
     be loaded, UsageError for a number of threads outside 1 to 1024, and whatever `prepare` does.
     """
     if threads is not None and not 1 <= threads <= 1024:
@@ -32,27 +34,27 @@ def open_graph(folder: Path, threads: int | None, prepare: Callable[[Any], objec
     options.enable_mem_pattern = False
     prepare(options)
     try:
-        return onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         remedy = AGAIN
         if tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < OLDEST:
             remedy = f"onnxruntime {onnxruntime.__version__} reads no opset 23; 1.23 and later do: "
             remedy += "pip install -U onnxruntime"
-        raise BundleError(f"{GRAPH} cannot be loaded: {first_line(error)}", remedy) from error
+        raise BundleError(f"{name} cannot be loaded: {first_line(error)}", remedy) from error
 
 
-def check_ends(session: Any, inputs: set[str], outputs: set[str]) -> None:
+def check_ends(session: Any, inputs: set[str], outputs: set[str], name: str = GRAPH) -> None:
     """Raise BundleError unless the graph takes exactly these inputs and gives at least these outputs."""
     has_inputs, has_outputs = ({v.name for v in side} for side in (session.get_inputs(), session.get_outputs()))
     missing = sorted(inputs - has_inputs) + sorted(outputs - has_outputs)
     if missing or has_inputs - inputs:
         odd = f"lacks {missing[0]}" if missing else f"asks for an unknown input {min(has_inputs - inputs)}"
-        raise BundleError(f"{GRAPH} does not fit the manifest: it {odd}", AGAIN)
+        raise BundleError(f"{name} does not fit the manifest: it {odd}", AGAIN)
 
 
-def failed(error: Exception) -> BundleError:
+def failed(error: Exception, name: str = GRAPH) -> BundleError:
     """The error to raise when a run fails."""
-    return BundleError(f"{GRAPH} failed to run: {first_line(error)}", f"See edgellm doctor. {AGAIN}")
+    return BundleError(f"{name} failed to run: {first_line(error)}", f"See edgellm doctor. {AGAIN}")
 
 
 def first_line(error: Exception) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.cache import cache_layout
 from edgellm.runtime.kv_policy import KVPolicy
-from edgellm.runtime.schema import Manifest, Model
+from edgellm.runtime.schema import Manifest
 
 
 def weight_bytes(sizes: Mapping[str, int]) -> int:
@@ -22,10 +22,10 @@ def manifest_weight_bytes(manifest: Manifest) -> int:
     return weight_bytes({matrix.name: matrix.bytes for matrix in manifest.matrices})
 
 
-def kv_read_bytes(model: Model, policy: KVPolicy, tokens: int) -> int:
-    """Bytes of keys, values, positions and scores that a token reads after `tokens` others, in an fp16 cache.
+def kv_read_bytes(manifest: Manifest, policy: KVPolicy, tokens: int) -> int:
+    """Bytes of keys, values, positions and scores that a token reads after `tokens` others.
 
     Layers with a window of their own (Gemma) count in full, though they read less of a long context.
     """
-    layout = CacheLayout(policy, 0, model.layers, model.kv_heads, model.head_dim)
+    layout = cache_layout(manifest, policy, 0)
     return sum(min(tokens + 1, budget) for budget in layout.budgets) * layout.token_bytes

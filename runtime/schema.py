@@ -9,6 +9,7 @@ from typing import Any
 
 from edgellm.runtime.bundle_files import CHAT_TEMPLATE, GRAPH, NAME, WEIGHTS, FileFacts
 
+KV_BITS = (16, 8)
 GRAPHS = ("edgellm", "optimum")
 
 
@@ -37,7 +38,9 @@ class Model:
 @dataclass(frozen=True)
 class Recipe:
     """How the weights were made: "dass:2:4" or "none", "mlp" or "all", 4 | 8 or "as stored"; recover: "sparsegpt" or
-    "none", and "none" for bundles of 0.1.0's first days, which do not say."""
+    "none", and "none" for bundles of 0.1.0's first days, which do not say. fit: the size that was asked for, where the
+    recipe was searched; levels: what it then gave to which matrices, and sparsity, bits and head_bits are "searched".
+    """
 
     source: str
     sparsity: str
@@ -46,13 +49,16 @@ class Recipe:
     head_bits: int | str
     calibration: str | None
     recover: str = "none"
+    fit: str | None = None
+    levels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class KVDefaults:
     """The cache a session gets when nothing else is asked for: fields of edgellm.runtime.kv_policy.KVPolicy, in tokens.
 
-    None: as the policy has it by default. budgets: one a layer, or none: `budget` for all.
+    None: as the policy has it by default. budgets: one a layer, or none: `budget` for all. bits: of keys and values in
+    the graph, 16 or 8; a session cannot have others.
     """
 
     policy: str
@@ -64,6 +70,11 @@ class KVDefaults:
     heads: str | None = None
     prefill: str | None = None
     budgets: list[int] = field(default_factory=list)
+    bits: int = 16
+
+    def __post_init__(self) -> None:
+        if self.bits not in KV_BITS:
+            raise ValueError(f'"kv.bits" is {self.bits}; this edgellm runs 16 and 8')
 
     def settings(self) -> dict[str, Any]:
         """What is given beside policy and budgets."""
@@ -120,14 +131,35 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Another recipe for the same layers on the same text, never written: bytes and bits_per_weight of its matrices,
+    embedding and head the bundle's own."""
+
+    name: str
+    perplexity: float
+    bytes: int
+    bits_per_weight: float
+
+
+@dataclass(frozen=True)
 class Quality:
-    """Perplexity of the bundle and of the dense model on the same `tokens` of `text`."""
+    """Perplexity of the bundle and of the dense model on the same `tokens` of `text`, and of references.
+
+    layer_errors: how far states are from the dense model's as they leave each layer, relative, the median token's.
+    """
 
     text: str
     tokens: int
     window: int
     perplexity: float
     dense_perplexity: float
+    layer_errors: list[float] = field(default_factory=list)
+    references: list[Reference] = field(default_factory=list)
+
+    @property
+    def loss(self) -> float:
+        """How much perplexity is above the dense model's, as a share of it."""
+        return self.perplexity / self.dense_perplexity - 1
 
 
 @dataclass(frozen=True)
@@ -141,6 +173,28 @@ class Parity:
     greedy_agreement: int
     near_ties: int = 0
     worst_logit_error: float | None = None  # bundles of 0.1.0's first days do not say
+
+
+@dataclass(frozen=True)
+class Gate:
+    """When a question is unfamiliar: thresholds in nats, measured with this bundle on `prompts` pieces of text.
+
+    entropy: of the mean entropy of an answer's first tokens; nll: of the mean surprise a token of the question. chat:
+    whether the pieces were asked in the chat template.
+    """
+
+    entropy: float
+    nll: float
+    prompts: int
+    chat: bool
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """What test-time adaptation needs to know. softcap: of the output's logits; 0: none."""
+
+    softcap: float
+    gate: Gate | None
 
 
 @dataclass(frozen=True)
@@ -161,6 +215,7 @@ class Manifest:
     parity: Parity | None
     files: dict[str, FileFacts]
     device: str | None = None  # what the recipe was chosen for; bundles of 0.1.0's first days do not say
+    adapt: Adapt | None = None  # for bundles that were exported with --adapt
     graph: str = "edgellm"  # whose: ours, or a standard one of "optimum" for a model outside our table
 
     def __post_init__(self) -> None:

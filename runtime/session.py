@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -12,22 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.runtime.backend import Backend
-from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.cache import cache_layout
 from edgellm.runtime.errors import ContextError, UsageError
 from edgellm.runtime.generation import Generation, Result
-from edgellm.runtime.kv_cache import KVCache
+from edgellm.runtime.kv_cache import CacheCopy, KVCache
 from edgellm.runtime.kv_policy import KVPolicy
 from edgellm.runtime.sampling import Sampler, Sampling
 from edgellm.runtime.schema import Manifest
 from edgellm.runtime.tokenizer import TextTokenizer
 
-if TYPE_CHECKING:  # jinja2 is slow to import, and only conversations need it
+if TYPE_CHECKING:  # jinja2 and safetensors are slow to import, and few sessions need them
+    from edgellm.runtime.adapter import Adapter
     from edgellm.runtime.chat import Chat, Message
 
 Progress = Callable[[int, int], None]  # (tokens done, tokens in all)
 LOGITS_AT_ONCE = 1 << 23  # of all rows: a chunk times a vocabulary of 262k would be hundreds of megabytes
 
+CAPPED = 1 - 1e-6  # of the cap: beyond, float32 cannot tell logits apart
 FIRST = np.zeros(1, np.int64)  # the row of a run of one token
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A session's sequence [n] and its cache, in memory."""
+
+    tokens: list[int]
+    cache: CacheCopy
 
 
 class Session:
@@ -52,14 +63,20 @@ class Session:
         self.tokens: list[int] = []
         self.reused_tokens = 0
         self.generation: Generation | None = None  # the one that may decode
-        model = manifest.model
-        self._cache = KVCache(backend, CacheLayout(policy, staging, model.layers, model.kv_heads, model.head_dim))
+        self._cache = KVCache(backend, cache_layout(manifest, policy, staging))
         self._read_chat = read_chat
+        self._adapter: Adapter | None = None
+        self._softcap = manifest.adapt.softcap if manifest.adapt else 0.0
 
     @cached_property
     def chat(self) -> Chat | None:
         """The chat template, or None. Raises BundleError when it is damaged or renders the frozen samples otherwise."""
         return self._read_chat()
+
+    @property
+    def staging(self) -> int:
+        """The most tokens of one run."""
+        return self._cache.staging
 
     @property
     def kv_bytes(self) -> int:
@@ -105,11 +122,44 @@ class Session:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def reset(self) -> None:
-        """Forget the sequence."""
+        """Forget the sequence; an adapter stays in use."""
         self.tokens = []
         self.reused_tokens = 0
         self.generation = None
         self._cache.reset()
+        if self._adapter is not None and "key" in self._adapter.tensors:
+            self._cache.plant(self._adapter.tensors["key"], self._adapter.tensors["value"])
+            self.tokens = list(self._adapter.facts.tokens)
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """What changes the model's answers, if anything (edgellm.runtime.adapter)."""
+        return self._adapter
+
+    def use(self, adapter: Adapter | None) -> None:
+        """Answer with an adapter from now on, or without one; the sequence is forgotten.
+
+        Raises AdapterError for one that was made with another bundle, UsageError where the KV budget has no room for
+        it; the session goes on as it was then, but for its sequence.
+        """
+        if adapter is not None:
+            adapter.check(self.manifest)
+        before, self._adapter = self._adapter, adapter
+        try:
+            self.reset()
+        except UsageError:
+            self._adapter = before
+            self.reset()
+            raise
+
+    def first(self, tokens: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Keys and values of the sequence's first tokens, float32 [layers, kv_heads, tokens, head_dim] each.
+
+        Raises UsageError where the sequence is shorter, or was evicted from.
+        """
+        if not 0 < tokens <= len(self.tokens) or self._cache.evictions:
+            raise UsageError(f"the cache does not hold the first {tokens} tokens of the sequence")
+        return self._cache.first(tokens)
 
     def prefill(
         self, ids: Sequence[int], rows: Literal["last", "all"] = "last", progress: Progress | None = None
@@ -159,14 +209,20 @@ class Session:
         """Logits [V] after ids [T]. With `keep`, what the cache holds of the beginning of ids is not run again.
 
         A cache with other tokens after the common beginning is cut back to it; one that evicted tokens may have to
-        start over (Cursor.cut_back). The last id always runs: its logits are wanted. Raises as `prefill` does, and
+        start over (Cursor.cut_back). The last id always runs: its logits are wanted. An adapter's prefix takes the
+        place of its tokens where ids begin with them, and goes before ids where not. Raises as `prefill` does, and
         leaves the sequence as it was then.
         """
+        planted = [] if self._adapter is None else self._adapter.facts.tokens
+        ids = ids if shared(planted, ids[:-1]) == len(planted) else [*planted, *ids]
         self._check(ids, 0)
         self.generation = None  # one under way would go on from another sequence
-        common = shared(self.tokens, ids[:-1]) if keep else 0
+        common = shared(self.tokens, ids[:-1]) if keep else len(planted)
         self.reused_tokens = self._cache.cut_back(common)
         del self.tokens[self.reused_tokens :]
+        if self.reused_tokens < len(planted):
+            self.reset()
+            self.reused_tokens = len(planted)
         return self.prefill(ids[self.reused_tokens :], "last", progress)
 
     def save_cache(self, path: str | Path) -> None:
@@ -177,6 +233,7 @@ class Session:
         """
         if not self.tokens:
             raise UsageError("there is no sequence to save: nothing was prefilled")
+        self._refuse_adapter("saved")
         self._cache.save(Path(path), self.manifest.weights_sha256, self.tokens)
 
     def restore_cache(self, path: str | Path) -> int:
@@ -185,10 +242,30 @@ class Session:
         Raises PromptCacheError, with the sequence left as it was, for a file that is damaged, or of another model or
         KV policy.
         """
+        self._refuse_adapter("restored")
         tokens = self._cache.restore(Path(path), self.manifest.weights_sha256)
         self.reused_tokens, self.generation = 0, None
         self.tokens = tokens
         return len(tokens)
+
+    def snapshot(self) -> Snapshot:
+        """The sequence and a copy of its cache."""
+        return Snapshot(list(self.tokens), self._cache.copy())
+
+    def resume(self, snapshot: Snapshot, tokens: int | None = None) -> None:
+        """Replace the sequence by one of this session's snapshots, or by its first `tokens` where nothing is evicted.
+        Its policy comes back with it."""
+        self._cache.paste(snapshot.cache)
+        kept = len(snapshot.tokens) if tokens is None else self._cache.cut_back(tokens)
+        self.tokens, self.reused_tokens, self.generation = snapshot.tokens[:kept], 0, None
+
+    def follow(self, policy: KVPolicy) -> None:
+        """From the next run on another policy evicts, by the scores that were counted so far; the buffers stay.
+
+        `limit` and messages keep to the policy that the session was loaded with. Raises UsageError for a policy with a
+        larger budget, or one that keeps more scores.
+        """
+        self._cache.follow(policy)
 
     def stream(
         self,
@@ -230,6 +307,10 @@ class Session:
             pass
         return generation.result
 
+    def _refuse_adapter(self, done: str) -> None:
+        if self._adapter is not None:  # a cache file does not say whose adapter made it
+            raise UsageError(f"no cache is {done} while an adapter is in use", "Drop it first: session.use(None).")
+
     def _checked(self, ids: Sequence[int]) -> NDArray[np.int64]:
         self._check(ids, len(self.tokens))
         return np.asarray(ids, np.int64)
@@ -257,7 +338,21 @@ class Session:
             self.reset()  # some layers may have committed, others not: nothing to continue from
             raise
         self.tokens.extend(ids.tolist())
+        if self._adapter is not None and "shift" in self._adapter.tensors:
+            shift_logits(logits, self._adapter.tensors["shift"], self._softcap)
         return logits
+
+
+def shift_logits(logits: NDArray[np.float32], shift: NDArray[np.float32], softcap: float) -> None:
+    """Add [V] to rows of logits [R, V], in place; capped logits (softcap above 0) are uncapped for it."""
+    if softcap:
+        np.clip(logits, -softcap * CAPPED, softcap * CAPPED, out=logits)
+        np.arctanh(np.divide(logits, softcap, out=logits), out=logits)
+        logits *= softcap
+    logits += shift
+    if softcap:
+        np.tanh(np.divide(logits, softcap, out=logits), out=logits)
+        logits *= softcap
 
 
 def shared(one: Sequence[int], other: Sequence[int]) -> int:

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,7 @@ def test_side_by_side(
     field: Sequence[Contender] = [fake("edgellm new"), fake("peer"), fake("gone", lacks=True)]
     monkeypatch.setattr(read_bandwidth, "MOST", 1 << 16)
     monkeypatch.setattr(side_by_side, "make_all", lambda source: {"other": "never"})
-    monkeypatch.setattr(side_by_side, "ours", lambda name, path: field[0])
+    monkeypatch.setattr(side_by_side, "ours", lambda name, path, kv=None: replace(field[0], name=name))
     monkeypatch.setattr(side_by_side, "load", lambda path: load(bundle))
     monkeypatch.setattr(
         side_by_side, "peers", lambda source: [*field[1:], Contender("lost", "fake", tmp_path / "x", 4)]
@@ -237,7 +238,18 @@ def test_side_by_side(
     text = tmp_path / "text.txt"
     text.write_text("The sea is grey, and so are the ships. " * 20)
     arguments = [str(tiny_gguf), "--bundle", f"new={bundle}", "--prompt-tokens", "4,8", "--new-tokens", "3", "--busy"]
-    arguments += ["--rounds", "2", "--text", str(text), "--text-tokens", "50", "-o", str(tmp_path / "out.json")]
+    arguments += [
+        "--kv",
+        "window:12",
+        "--rounds",
+        "2",
+        "--text",
+        str(text),
+        "--text-tokens",
+        "50",
+        "-o",
+        str(tmp_path / "out.json"),
+    ]
     done = CliRunner().invoke(side_by_side.main, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     facts = json.loads((tmp_path / "out.json").read_text())
@@ -245,6 +257,7 @@ def test_side_by_side(
     assert facts["contenders"]["peer"]["cases"]["4"]["decode_tokens_per_s"] > 0
     assert facts["contenders"]["peer"]["perplexity"] == pytest.approx(math.exp(2))
     assert {"growth", "busy"} <= set(facts["contenders"]["edgellm new"])
+    assert facts["contenders"]["edgellm new window:12"]["cases"]["8"]["decode_tokens_per_s"] > 0
     assert "nobody_has" in facts["contenders"]["gone"]["cases"]["4"]["failed"]
     assert "lost" in facts["skipped"]
     assert {row["metric"] for row in facts["ratios"]["4"]} >= {"decode_tokens_per_s", "start_s", "peak_rss_bytes"}

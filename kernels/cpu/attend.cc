@@ -17,7 +17,9 @@
 #include <vector>
 
 #include "kernels/cpu/few_queries.h"
+#include "kernels/cpu/hadamard.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/kv_row.h"
 
 namespace edgellm {
 namespace {
@@ -46,6 +48,7 @@ struct Task {
       const int64_t t = first + row / width;
       float* to = q + row * a.head_dim;
       turn(a, run, t, head_of(a, run, t, lead + row % width), run.q_norm, to);
+      if (cache.int8) hadamard(to, a.head_dim);
       for (int64_t i = 0; i < a.head_dim; ++i) to[i] *= a.scale;
     }
   }
@@ -60,10 +63,10 @@ struct Task {
 
   // paid: keeps the weights that votes need; null: there are none.
   void segment(const float* q, int64_t begin, int64_t end, Partial& out, Paid* paid, const Isa& isa) const {
-    static thread_local std::vector<float> key, value, s;  // grow to the largest once, then stay
+    static thread_local std::vector<float> wide, s;  // grow to the largest once, then stay
     const int dim = int(a.head_dim), stride = int(kBlock), count = int(rows());
     const bool few = rows() <= kFewRows;
-    if (!few) key.resize(size_t(kBlock * dim)), value.resize(key.size());
+    if (!few) wide.resize(size_t(kBlock * dim));
     s.resize(size_t(rows() * kBlock));
     for (int64_t from = begin; from < end; from += kBlock) {
       const int64_t n = std::min(kBlock, end - from);
@@ -72,29 +75,53 @@ struct Task {
       const int64_t split = std::max<int64_t>(0, std::min(n, seen.committed - from));
       const int parts[2][2] = {{0, int(split)}, {int(split), int(n - split)}};
       for (const auto& [at, size] : parts) {
-        if (!size) continue;
-        const uint16_t *keys = cache.key + place(from + at), *values = cache.value + place(from + at);
-        if (few) {
-          isa.scores_half(q, count, keys, size, dim, s.data() + at, stride);
-        } else {
-          isa.from_half(keys, key.data() + at * dim, size * dim);
-          isa.from_half(values, value.data() + at * dim, size * dim);
-        }
+        const uint8_t* keys = slot(cache.key, from + at);
+        if (!few)
+          widen(keys, size, wide.data() + at * dim, isa);
+        else if (cache.int8)
+          isa.scores_int8(q, count, reinterpret_cast<const int8_t*>(keys), size, dim, s.data() + at, stride);
+        else
+          isa.scores_half(q, count, reinterpret_cast<const uint16_t*>(keys), size, dim, s.data() + at, stride);
       }
-      if (!few) isa.scores(q, count, key.data(), int(n), dim, s.data(), stride);
+      if (!few) isa.scores(q, count, wide.data(), int(n), dim, s.data(), stride);
+      if (cache.int8) times_scales(cache.key, from, n, s.data());
       for (int64_t row = 0; row < rows(); ++row) {
         weigh(row, from, n, &s[size_t(row * kBlock)], out, isa);
         if (paid) paid->keep(row, from, n, &s[size_t(row * kBlock)], out.most[size_t(row)]);
       }
-      if (!few) isa.mix(s.data(), stride, count, value.data(), int(n), dim, out.y.data());
-      for (const auto& [at, size] : parts)
-        if (few && size) isa.mix_half(s.data() + at, stride, count, cache.value + place(from + at), size, dim, out.y.data());
+      if (cache.int8) times_scales(cache.value, from, n, s.data());
+      for (const auto& [at, size] : parts) {
+        const uint8_t* values = slot(cache.value, from + at);
+        if (!few)
+          widen(values, size, wide.data() + at * dim, isa);
+        else if (cache.int8)
+          isa.mix_int8(s.data() + at, stride, count, reinterpret_cast<const int8_t*>(values), size, dim, out.y.data());
+        else
+          isa.mix_half(s.data() + at, stride, count, reinterpret_cast<const uint16_t*>(values), size, dim, out.y.data());
+      }
+      if (!few) isa.mix(s.data(), stride, count, wide.data(), int(n), dim, out.y.data());
     }
   }
 
  private:
-  // Where slot i of those seen lies in key and value.
-  int64_t place(int64_t i) const { return (head * cache.capacity + seen.slot(i)) * a.head_dim; }
+  // Where slot i of those seen lies in key or value.
+  const uint8_t* slot(void* buffer, int64_t i) const { return cache.row(buffer, head, seen.slot(i), a.head_dim); }
+
+  // Slots side by side as floats, codes without their scales.
+  void widen(const uint8_t* rows, int count, float* to, const Isa& isa) const {
+    const int dim = int(a.head_dim);
+    if (!cache.int8) return isa.from_half(reinterpret_cast<const uint16_t*>(rows), to, count * dim);
+    for (int j = 0; j < count; ++j, rows += cache.row_bytes(dim))
+      isa.from_int8(reinterpret_cast<const int8_t*>(rows), to + j * dim, dim);
+  }
+
+  // All rows of s times the scales of n slots, which products of codes lack.
+  void times_scales(void* buffer, int64_t from, int64_t n, float* s) const {
+    float scale[kBlock];
+    for (int64_t j = 0; j < n; ++j) scale[j] = scale_of(slot(buffer, from + j), a.head_dim);
+    for (int64_t row = 0; row < rows(); ++row, s += kBlock)
+      for (int64_t j = 0; j < n; ++j) s[j] *= scale[j];
+  }
 
   int64_t oldest(int64_t t) const { return run.positions[t] - a.window + 1; }
 

@@ -48,8 +48,8 @@ struct Head {
 
   void move(int64_t from, int64_t to, int64_t head_dim) const {
     const int64_t source = head * cache.capacity + from, target = head * cache.capacity + to;
-    for (uint16_t* buffer : {cache.key, cache.value})
-      std::memcpy(buffer + target * head_dim, buffer + source * head_dim, size_t(head_dim) * 2);
+    for (void* buffer : {cache.key, cache.value})
+      std::memcpy(cache.row(buffer, head, to, head_dim), cache.row(buffer, head, from, head_dim), size_t(cache.row_bytes(head_dim)));
     cache.position[target] = cache.position[source];
     for (int64_t plane = 0; plane < cache.planes; ++plane)
       cache.score[target * cache.planes + plane] = cache.score[source * cache.planes + plane];

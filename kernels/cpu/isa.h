@@ -22,6 +22,12 @@ struct Row {
   int64_t rows;
 };
 
+// Elements from slot to slot in what attention reads: behind int8 codes stands their scale (kv_row.h).
+template <typename T>
+constexpr int pitch(int dim) {
+  return sizeof(T) == 1 ? dim + 4 : dim;
+}
+
 // What quantize tells of 64 inputs: their scale (0 where all are 0), of each half the sum and the sum of its codes, and
 // the sum of squares.
 struct Part {
@@ -65,6 +71,9 @@ struct Isa {
   // The same of key and value in half precision, to the same bits: few rows do not pay for widening them first.
   void (*scores_half)(const float* q, int rows, const uint16_t* key, int n, int dim, float* s, int stride);
   void (*mix_half)(const float* p, int stride, int rows, const uint16_t* value, int n, int dim, float* y);
+  // The same of int8 codes, slots pitch<int8_t>(dim) apart; their scales are left to the caller.
+  void (*scores_int8)(const float* q, int rows, const int8_t* key, int n, int dim, float* s, int stride);
+  void (*mix_int8)(const float* p, int stride, int rows, const int8_t* value, int n, int dim, float* y);
   float (*largest)(const float* s, int n);
   float (*exponentials)(float* s, int n, float most);
 
@@ -72,9 +81,10 @@ struct Isa {
   void (*silu)(const float* gate, const float* up, float* y);
   void (*gelu_tanh)(const float* gate, const float* up, float* y);
 
-  // Half precision and back, for any n.
+  // Half precision and back, and codes as floats, for any n.
   void (*to_half)(const float* x, uint16_t* y, int n);
   void (*from_half)(const uint16_t* x, float* y, int n);
+  void (*from_int8)(const int8_t* x, float* y, int n);
 };
 
 // What unpack subtracts so that a code fits int8: the zero point, or 128 for 8 bits with a minimum, 0 for 4 with one.

@@ -125,13 +125,14 @@ uint16_t float_to_half(float x) {
 
 float widened(float x) { return x; }
 float widened(uint16_t x) { return half_to_float(x); }
+float widened(int8_t x) { return x; }
 
 template <typename T>
 void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride) {
   for (int row = 0; row < rows; ++row)
     for (int j = 0; j < n; ++j) {
       float sum = 0;
-      for (int i = 0; i < dim; ++i) sum += q[row * dim + i] * widened(key[j * dim + i]);
+      for (int i = 0; i < dim; ++i) sum += q[row * dim + i] * widened(key[j * pitch<T>(dim) + i]);
       s[row * stride + j] = sum;
     }
 }
@@ -140,7 +141,7 @@ template <typename T>
 void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y) {
   for (int row = 0; row < rows; ++row)
     for (int j = 0; j < n; ++j)
-      for (int i = 0; i < dim; ++i) y[row * dim + i] += p[row * stride + j] * widened(value[j * dim + i]);
+      for (int i = 0; i < dim; ++i) y[row * dim + i] += p[row * stride + j] * widened(value[j * pitch<T>(dim) + i]);
 }
 
 float largest(const float* s, int n) {
@@ -174,9 +175,14 @@ void from_half(const uint16_t* x, float* y, int n) {
   for (int i = 0; i < n; ++i) y[i] = half_to_float(x[i]);
 }
 
+void from_int8(const int8_t* x, float* y, int n) {
+  for (int i = 0; i < n; ++i) y[i] = x[i];
+}
+
 }  // namespace
 
 const Isa kPortable = {"portable",   decoder, arrange,       unpack, accumulate, quantize, scores<float>, mix<float>,
-                       scores<uint16_t>, mix<uint16_t>, largest, exponentials, silu, gelu_tanh, to_half, from_half};
+                       scores<uint16_t>, mix<uint16_t>, scores<int8_t>, mix<int8_t>, largest, exponentials,
+                       silu, gelu_tanh, to_half, from_half, from_int8};
 
 }  // namespace edgellm

@@ -6,13 +6,17 @@
 
 #include "kernels/cpu/attend.h"
 #include "kernels/cpu/commit.h"
+#include "kernels/cpu/hadamard.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/kv_row.h"
 
 namespace edgellm {
 namespace {
 
-const char* problem(const Attention& a, const Control& c, int64_t half, int64_t steps, const KVCache& cache) {
+const char* problem(const Attention& a, const Control& c, const Tokens& tokens, const KVCache& cache) {
+  const int64_t half = tokens.half, steps = tokens.steps;
   if (a.kv_heads < 1 || a.heads % a.kv_heads || half < 0 || 2 * half > a.head_dim) return "heads do not fit";
+  if (tokens.k_shift && a.softcap > 0) return "keys are shifted, and a soft cap would not drop that";
   if (a.window < 0 || !(a.softcap >= 0)) return "window or softcap below 0";
   const int64_t least = std::min({c.committed, c.accepted, c.sinks, c.recent, c.counted, c.queries, c.anchor});
   if (c.budget < 1 || least < 0 || c.staged < c.committed || c.staged + c.accepted > cache.capacity)
@@ -33,7 +37,7 @@ void start_score(const KVCache& cache, int64_t head, int64_t slot, int64_t dim, 
   if (cache.planes <= kNorm) return;
   static thread_local std::vector<float> value;
   value.resize(size_t(dim));
-  isa.from_half(cache.value + (head * cache.capacity + slot) * dim, value.data(), int(dim));
+  load_row(cache, cache.row(cache.value, head, slot, dim), dim, value.data(), isa);
   for (const float x : value) score[kNorm] += std::fabs(x);
 }
 
@@ -43,16 +47,16 @@ void prefetch_slots(const Attention& a, const Control& control, const KVCache& c
   if (control.budget < 1 || control.budget >= cache.capacity) return;
   for (int64_t head = 0; head < a.kv_heads; ++head)
     for (const int64_t slot : {control.budget, std::max<int64_t>(0, std::min(control.committed, control.budget - 1))}) {
-      const int64_t at = head * cache.capacity + slot;
-      __builtin_prefetch(cache.position + at, 1);
-      for (const uint16_t* buffer : {cache.key, cache.value})
-        for (int64_t i = 0; i < a.head_dim; i += 32) __builtin_prefetch(buffer + at * a.head_dim + i, 1);
+      __builtin_prefetch(cache.position + head * cache.capacity + slot, 1);
+      for (void* buffer : {cache.key, cache.value})
+        for (int64_t i = 0; i < cache.row_bytes(a.head_dim); i += 64)
+          __builtin_prefetch(cache.row(buffer, head, slot, a.head_dim) + i, 1);
     }
 }
 
 const char* commit_and_stage(const Attention& a, const Control& control, const Tokens& tokens, const KVCache& cache,
                              Seen& seen, const Pool& pool) {
-  if (const char* why = problem(a, control, tokens.half, tokens.steps, cache)) return why;
+  if (const char* why = problem(a, control, tokens, cache)) return why;
   const Isa& isa = edgellm::isa();
   const int64_t dim = a.head_dim, budget = control.budget;
   seen = {kept(control), budget, tokens.steps};
@@ -63,11 +67,13 @@ const char* commit_and_stage(const Attention& a, const Control& control, const T
     static thread_local std::vector<float> turned;
     turned.resize(size_t(dim));
     for (int64_t t = 0; t < tokens.steps; ++t) {
-      const int64_t slot = head * cache.capacity + budget + t;
       turn(a, tokens, t, head_of(a, tokens, t, a.heads + head), tokens.k_norm, turned.data());
-      isa.to_half(turned.data(), cache.key + slot * dim, int(dim));
-      isa.to_half(head_of(a, tokens, t, a.heads + a.kv_heads + head), cache.value + slot * dim, int(dim));
-      cache.position[slot] = int32_t(tokens.positions[t]);
+      for (int64_t i = 0; tokens.k_shift && i < dim; ++i) turned[size_t(i)] -= tokens.k_shift[head * dim + i];
+      if (cache.int8) hadamard(turned.data(), dim);
+      store_row(cache, turned.data(), dim, cache.row(cache.key, head, budget + t, dim), isa);
+      const float* value = head_of(a, tokens, t, a.heads + a.kv_heads + head);
+      store_row(cache, value, dim, cache.row(cache.value, head, budget + t, dim), isa);
+      cache.position[head * cache.capacity + budget + t] = int32_t(tokens.positions[t]);
       start_score(cache, head, budget + t, dim, isa);
     }
   };

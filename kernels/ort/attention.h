@@ -13,8 +13,10 @@ struct AttentionRun {
   Control control;
   KVCache cache;
 
-  // layer: its row of control. q_norm, k_norm: indices of two optional inputs.
-  AttentionRun(const Call& call, const Attention& a, int64_t layer, int64_t steps, size_t q_norm, size_t k_norm, float epsilon) {
+  // int8: what key and value are, else float16. layer: its row of control. q_norm and, behind it, k_norm; k_shift:
+  // indices of optional inputs.
+  AttentionRun(const Call& call, const Attention& a, bool int8, int64_t layer, int64_t steps, size_t q_norm, size_t k_shift,
+               float epsilon) {
     const Tensor cos = call.input(1), sin = call.input(2), positions = call.input(3), given = call.input(4);
     const Tensor key = call.input(5), value = call.input(6), position = call.input(7), score = call.input(8);
     const int64_t half = cos.shape[1], capacity = position.shape[1], planes = score.shape[2];
@@ -23,24 +25,27 @@ struct AttentionRun {
     call.require(given.shape.size() == 2 && given.shape[1] == kControl && layer >= 0 && layer < given.shape[0],
                  "control is not [layers, fields of kernels/control.py]");
     call.require(position.is({a.kv_heads, capacity}), "position is not [kv_heads, capacity]");
-    const Shape slots{a.kv_heads, capacity, a.head_dim};
-    call.require(key.shape == slots && value.shape == slots, "key or value is not [kv_heads, capacity, head_dim]");
+    const Shape slots{a.kv_heads, capacity, int8 ? a.head_dim + kScaleBytes : a.head_dim};
+    call.require(key.shape == slots && value.shape == slots,
+                 "key or value is not [kv_heads, capacity, head_dim], with 4 bytes for a scale where it is int8");
     call.require(score.is({a.kv_heads, capacity, planes}), "score is not [kv_heads, capacity, planes]");
     tokens = {nullptr, cos.as<float>(), sin.as<float>(), half, positions.as<int64_t>(), steps};
-    tokens.q_norm = norm(call, q_norm, a.head_dim);
-    tokens.k_norm = norm(call, k_norm, a.head_dim);
+    tokens.q_norm = vector(call, q_norm, {a.head_dim}, "q_norm is not [head_dim]");
+    tokens.k_norm = vector(call, q_norm + 1, {a.head_dim}, "k_norm is not [head_dim]");
+    tokens.k_shift = vector(call, k_shift, {a.kv_heads * a.head_dim}, "k_shift is not [kv_heads * head_dim]");
     tokens.epsilon = epsilon;
     std::memcpy(&control, given.as<int64_t>() + layer * kControl, sizeof control);
-    cache = {carry<uint16_t>(call, 1, key), carry<uint16_t>(call, 2, value), carry<int32_t>(call, 3, position), capacity,
-             carry<float>(call, 4, score), planes};
+    cache = {int8 ? carry<int8_t>(call, 1, key) : static_cast<void*>(carry<uint16_t>(call, 1, key)),
+             int8 ? carry<int8_t>(call, 2, value) : static_cast<void*>(carry<uint16_t>(call, 2, value)),
+             carry<int32_t>(call, 3, position), capacity, carry<float>(call, 4, score), planes, int8};
   }
 
  private:
-  static const float* norm(const Call& call, size_t index, int64_t head_dim) {
+  static const float* vector(const Call& call, size_t index, const Shape& expected, const char* message) {
     if (!call.data(index)) return nullptr;
-    const Tensor weight = call.input(index);
-    call.require(weight.is({head_dim}), "q_norm or k_norm is not [head_dim]");
-    return weight.as<float>();
+    const Tensor given = call.input(index);
+    call.require(given.is(expected), message);
+    return given.as<float>();
   }
   // The output buffer holding the input's content: the same buffer when the caller bound it so, a copy otherwise.
   template <typename T>
@@ -56,13 +61,15 @@ inline Attention attention_of(const Attributes& a) {
           a.real("scale"),    a.integer("window"),   a.real("softcap")};
 }
 
+// kKV: of key and value. ONNX Runtime tells operators of one name apart by their types.
+template <ElementType kKV>
 struct PrunedKVAttention {
   static constexpr const char* kName = "PrunedKVAttention";
-  // qkv, cos, sin, positions, control, key, value, position, score, and optionally q_norm and k_norm
+  // qkv, cos, sin, positions, control, key, value, position, score, and optionally q_norm, k_norm, k_shift
   // -> y, key, value, position, score
-  static constexpr ElementType kInputs[] = {kFloat,   kFloat, kFloat, kInt64, kInt64, kFloat16,
-                                            kFloat16, kInt32, kFloat, kFloat, kFloat};
-  static constexpr ElementType kOutputs[] = {kFloat, kFloat16, kFloat16, kInt32, kFloat};
+  static constexpr ElementType kInputs[] = {kFloat, kFloat, kFloat, kInt64, kInt64, kKV,
+                                            kKV,    kInt32, kFloat, kFloat, kFloat, kFloat};
+  static constexpr ElementType kOutputs[] = {kFloat, kKV, kKV, kInt32, kFloat};
   static constexpr size_t kRequired = 9;
   Attention attention;
   int64_t layer;
@@ -76,7 +83,7 @@ struct PrunedKVAttention {
     const Tensor qkv = call.input(0);
     const int64_t steps = qkv.shape[0];
     call.require(qkv.is({steps, (a.heads + 2 * a.kv_heads) * a.head_dim}), "qkv is not [T, (heads + 2 * kv_heads) * head_dim]");
-    AttentionRun run(call, a, layer, steps, 9, 10, epsilon);
+    AttentionRun run(call, a, kKV == kInt8, layer, steps, 9, 11, epsilon);
     run.tokens.qkv = qkv.as<float>();
     float* y = static_cast<float*>(call.output(0, {steps, a.heads * a.head_dim}));
     const char* why = pruned_kv_attention(a, run.control, run.tokens, run.cache, y, call.pool());

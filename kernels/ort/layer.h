@@ -8,19 +8,21 @@
 
 namespace edgellm::ort {
 
+template <ElementType kKV>
 struct DecoderLayerOperator {
   static constexpr const char* kName = "DecoderLayer";
   // x; cos, sin, positions, control, key, value, position, score as PrunedKVAttention has them; the matrices q, o, gate_up, down;
   // attention_norm, mlp_norm; and optionally the matrices k, v; q_bias, k_bias, v_bias, o_bias; q_norm, k_norm;
-  // post_attention_norm, post_mlp_norm; rows, those of y that are wanted -> y, key, value, position,
-  // score
+  // post_attention_norm, post_mlp_norm; rows, those of y that are wanted; k_shift -> y, key, value,
+  // position, score
   enum Input { kX, kQ = 9, kO, kGateUp, kDown, kAttentionNorm, kMlpNorm, kK, kV, kQBias, kKBias, kVBias, kOBias,
-               kQNorm, kKNorm, kPostAttentionNorm, kPostMlpNorm, kRows, kInputCount };
+               kQNorm, kKNorm, kPostAttentionNorm, kPostMlpNorm, kRows, kKShift, kInputCount };
   static constexpr ElementType kInputs[] = {
-      kFloat, kFloat, kFloat, kInt64, kInt64, kFloat16, kFloat16, kInt32, kFloat, kUint8, kUint8, kUint8, kUint8,
-      kFloat, kFloat, kUint8, kUint8, kFloat, kFloat,   kFloat,   kFloat, kFloat, kFloat, kFloat, kFloat, kInt64};
+      kFloat, kFloat, kFloat, kInt64, kInt64, kKV,    kKV,    kInt32, kFloat, kUint8, kUint8, kUint8, kUint8,
+      kFloat, kFloat, kUint8, kUint8, kFloat, kFloat,   kFloat,   kFloat, kFloat, kFloat, kFloat, kFloat, kInt64,
+      kFloat};
   static_assert(std::size(kInputs) == kInputCount);
-  static constexpr ElementType kOutputs[] = {kFloat, kFloat16, kFloat16, kInt32, kFloat};
+  static constexpr ElementType kOutputs[] = {kFloat, kKV, kKV, kInt32, kFloat};
   static constexpr size_t kRequired = kK;
   DecoderLayer layer;
   int64_t row;  // of control
@@ -58,7 +60,7 @@ struct DecoderLayerOperator {
                                {&l.post_attention_norm, kPostAttentionNorm}, {&l.post_mlp_norm, kPostMlpNorm}})
       *norm = call.constant<float>(index, known[index], {hidden}, "DecoderLayer: a norm is not [hidden]");
     call.require((!l.k.f.n_out || (l.k.tiles && l.v.tiles)), "DecoderLayer: k and v are not there");
-    AttentionRun run(call, l.attention, row, x.shape[0], kQNorm, kKNorm, l.epsilon);
+    AttentionRun run(call, l.attention, kKV == kInt8, row, x.shape[0], kQNorm, kKShift, l.epsilon);
     Wanted wanted;
     if (call.data(kRows)) {
       const Tensor rows = call.input(kRows);

@@ -63,8 +63,9 @@ struct Instance {
 extern "C" __attribute__((visibility("default"))) edgellm::ort::Status* RegisterCustomOps(
     edgellm::ort::SessionOptions* options, const edgellm::ort::ApiBase* base) {
   using namespace edgellm::ort;
-  static const CustomOp tables[] = {Instance<NMMatMul>::table(), Instance<QuantGather>::table(),
-                                    Instance<PrunedKVAttention>::table(), Instance<DecoderLayerOperator>::table()};
+  static const CustomOp tables[] = {Instance<NMMatMul>::table(), Instance<NMMatMulT>::table(), Instance<QuantGather>::table(),
+                                    Instance<PrunedKVAttention<kFloat16>>::table(), Instance<PrunedKVAttention<kInt8>>::table(),
+                                    Instance<DecoderLayerOperator<kFloat16>>::table(), Instance<DecoderLayerOperator<kInt8>>::table()};
   const Api* api = base->get_api(kApiVersion);
   if (!api) return nullptr;  // older than API 17: the session then names the unknown operator
   // Lives as long as the process: sessions share it and ONNX Runtime does not own it.

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edgellm.runtime import load
+from edgellm.runtime.commands.adapters import adapter_option, use_adapter
 from edgellm.runtime.commands.generate import note_unused, summary
 from edgellm.runtime.commands.options import (
     bundle_argument,
@@ -32,6 +33,7 @@ from edgellm.runtime.transcript import Transcript
 @click.option("--system", help="A system message.")
 @click.option("-n", "--max-new-tokens", type=int, default=512, show_default=True, help="The most tokens an answer.")
 @prompt_cache_option
+@adapter_option
 @sampling_options
 @session_options
 @json_option
@@ -40,6 +42,7 @@ def command(
     system: str | None,
     max_new_tokens: int,
     prompt_cache: Path | None,
+    adapter: Path | None,
     kv: str | None,
     threads: int | None,
     verify: bool,
@@ -56,6 +59,8 @@ def command(
     session = load(bundle, kv=kv, threads=threads, verify=verify)
     if session.chat is None:
         raise UsageError("this bundle has no chat template", "Use edgellm generate: it continues plain text.")
+    if adapter is not None:
+        use_adapter(session, adapter, bundle, threads, system or "")
     if prompt_cache is not None:
         session.restore_cache(prompt_cache)
     talk = Conversation(session, system, options, max_new_tokens)

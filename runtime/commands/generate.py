@@ -6,12 +6,20 @@ import sys
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgellm.devices.memory import peak_rss_bytes
 from edgellm.runtime import load
+from edgellm.runtime.commands.adapters import (
+    adapt_options,
+    adapter_facts,
+    adapter_option,
+    adapter_summary,
+    adaptive,
+    use_adapter,
+)
 from edgellm.runtime.commands.options import (
     bundle_argument,
     json_option,
@@ -22,7 +30,10 @@ from edgellm.runtime.commands.options import (
 )
 from edgellm.runtime.commands.output import note, print_json, progress_bar, write
 from edgellm.runtime.errors import UsageError
-from edgellm.runtime.generation import Result
+from edgellm.runtime.generation import Generation, Result
+
+if TYPE_CHECKING:
+    from edgellm.runtime.adaptive import AdaptiveGeneration
 
 
 @click.command("generate")
@@ -32,6 +43,8 @@ from edgellm.runtime.generation import Result
 @click.option("--chat", is_flag=True, help="Ask the prompt as a question, in the model's chat template.")
 @click.option("--system", help="A system message before it (with --chat).")
 @prompt_cache_option
+@adapter_option
+@adapt_options
 @sampling_options
 @session_options
 @json_option
@@ -42,6 +55,9 @@ def command(
     chat: bool,
     system: str | None,
     prompt_cache: Path | None,
+    adapter: Path | None,
+    adapt: bool,
+    carrier: str,
     kv: str | None,
     threads: int | None,
     verify: bool,
@@ -56,17 +72,24 @@ def command(
     """
     if system is not None and not chat:
         raise UsageError("--system without --chat: plain text has no system message", "Add --chat.")
+    if prompt_cache is not None and (adapt or adapter is not None):
+        raise UsageError("--prompt-cache with an adapter: a cache is of the model alone", "Leave one of them out.")
     options = sampling(**settings)
     text = read_stdin() if prompt == "-" else prompt
     begin = perf_counter()
     session = load(bundle, kv=kv, threads=threads, verify=verify)
     if prompt_cache is not None:
         session.restore_cache(prompt_cache)
+    used = None if adapter is None else use_adapter(session, adapter, bundle, threads, text)
     load_s = perf_counter() - begin
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    ids = session.encode_chat([*messages, {"role": "user", "content": text}]) if chat else session.encode(text)
+    generation: Generation | AdaptiveGeneration
     with progress_bar("reading the prompt") as progress:
-        generation = session.stream(ids, max_new_tokens, options, keep=prompt_cache is not None, progress=progress)
+        if adapt:
+            generation = adaptive(session, bundle, threads, carrier, chat, text, system, max_new_tokens, options)
+        else:
+            messages = [{"role": "system", "content": system}] if system is not None else []
+            ids = session.encode_chat([*messages, {"role": "user", "content": text}]) if chat else session.encode(text)
+            generation = session.stream(ids, max_new_tokens, options, keep=prompt_cache is not None, progress=progress)
         first = next(generation, "")
     if prompt_cache is not None:
         note_unused(prompt_cache, generation.result)
@@ -74,11 +97,12 @@ def command(
         if not as_json:
             write(piece)
     result = generation.result
+    report = getattr(generation, "report", None)
     if as_json:
-        print_json(facts(result, load_s))
+        print_json(facts(result, load_s) | adapter_facts(used, report))
     else:
         write("\n")
-        note(summary(result))
+        note(summary(result) + adapter_summary(report))
 
 
 def facts(result: Result, load_s: float) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from typing import Any
 
 import click
 
-from edgellm.runtime.bundle_files import CHAT_TEMPLATE, GRAPH, TABLES, TOKENIZER, WEIGHTS
+from edgellm.runtime.bundle_files import CHAT_TEMPLATE, GRAPH, REPORT, TABLES, TOKENIZER, WEIGHTS
 from edgellm.runtime.commands.options import bundle_argument, json_option, verify_option
 from edgellm.runtime.commands.output import print_json
 from edgellm.runtime.manifest import read_manifest
 from edgellm.runtime.schema import Manifest, Matrix
 
 PARTS = {WEIGHTS: "weights", GRAPH: "graph", TOKENIZER: "tokenizer", TABLES: "tokenizer"}
-PARTS |= {CHAT_TEMPLATE: "chat_template"}
+PARTS |= {CHAT_TEMPLATE: "chat_template", REPORT: "report"}
 GROUPS = {"q": "attention", "k": "attention", "v": "attention", "o": "attention", "qkv": "attention"}
 GROUPS |= {"gate": "mlp", "up": "mlp", "gate_up": "mlp", "down": "mlp"}
 
@@ -83,14 +83,17 @@ def show(bundle: Path, manifest: Manifest, verified: bool) -> None:
     table.add_row("context", f"{model.context} tokens, vocabulary {model.vocabulary}")
     scope = f", {recipe.scope}" if recipe.sparsity != "none" else ""
     updated = f", {recipe.recover}" if recipe.recover != "none" else ""
-    table.add_row("recipe", f"{recipe.sparsity}{scope}, {recipe.bits} bits, head {recipe.head_bits} bits{updated}")
+    made = f"{recipe.sparsity}{scope}, {recipe.bits} bits, head {recipe.head_bits} bits"
+    table.add_row("recipe", (f"searched for {recipe.fit}" if recipe.fit else made) + updated)
     table.add_row("source", f"{recipe.source}, edgellm {manifest.tool}, {manifest.created}")
     spread = f" ({min(kv.budgets)} to {max(kv.budgets)} a layer)" if kv.budgets else ""
-    table.add_row("KV cache", f"{kv.policy}, {kv.budget} tokens{spread}")
+    table.add_row("KV cache", f"{kv.policy}, {kv.budget} tokens{spread}, {kv.bits} bits")
     table.add_row("files", ", ".join(f"{part} {size / 1e6:.1f} MB" for part, size in found["bytes"].items()))
     if quality := manifest.quality:
         against = f"{quality.perplexity:.3f}, dense {quality.dense_perplexity:.3f}"
         table.add_row("perplexity", f"{against} ({quality.tokens} tokens of {quality.text})")
+        for one in quality.references:
+            table.add_row(one.name, f"{one.perplexity:.3f} at {one.bits_per_weight:.2f} bits a weight")
     if parity := manifest.parity:
         agree = f"{parity.greedy_agreement} of {parity.prompts} prompts agree greedily"
         before = " (before rounding)" if manifest.graph == "optimum" else ""

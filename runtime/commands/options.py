@@ -16,6 +16,8 @@ bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 verify_option = click.option("--verify", is_flag=True, help="Check the weights' checksum too.")
 
+threads_option = click.option("--threads", type=int, help="Default: this machine's physical cores.")
+
 prompt_cache_option = click.option(
     "--prompt-cache",
     metavar="FILE",
@@ -26,8 +28,7 @@ prompt_cache_option = click.option(
 
 def session_options(command: F) -> F:
     """--kv, --threads, --verify: the keyword arguments of edgellm.runtime.load."""
-    command = verify_option(command)
-    command = click.option("--threads", type=int, help="Default: this machine's physical cores.")(command)
+    command = threads_option(verify_option(command))
     told = "full, or POLICY:BUDGET[,SETTING=VALUE], e.g. vatp:512; default: the bundle's."
     return click.option("--kv", metavar="POLICY", help=told)(command)
 

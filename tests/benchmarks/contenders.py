@@ -10,6 +10,8 @@ from typing import Any
 
 from tests.benchmarks.peer_files import OUT, PYTHON
 
+BUDGET = 512  # tokens that a peer's cache keeps where it can evict
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -39,8 +41,9 @@ class Contender:
         return None if self.model.exists() else f"{self.model.name} was not made: python -m tests.benchmarks.peer_files"
 
 
-def ours(name: str, bundle: Path) -> Contender:
-    return Contender(name, "ours", bundle, 0, Path(sys.executable))
+def ours(name: str, bundle: Path, kv: str | None = None) -> Contender:
+    """kv: a --kv for it; None: all tokens stay."""
+    return Contender(name, "ours", bundle, 0, Path(sys.executable), {"kv": kv} if kv else {})
 
 
 def peers(source: Path) -> list[Contender]:
@@ -58,5 +61,6 @@ def peers(source: Path) -> list[Contender]:
         Contender("ONNX Runtime GenAI int4, head 8", "ort_genai", folder / "ort_genai-int4-head8", 4),
         Contender("ONNX Runtime GenAI int8", "ort_genai", folder / "ort_genai-int8", 8),
         Contender("OpenVINO GenAI int4", "openvino", folder / "openvino-int4", 4),
+        Contender("OpenVINO GenAI int4, evicting", "openvino", folder / "openvino-int4", 4, settings={"evict": BUDGET}),
         Contender("OpenVINO GenAI int8", "openvino", folder / "openvino-int8", 8),
     ]

@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.gpu_bytes [--kept 1024]
 
-The bound is packed weights, keys and values. Each kernel's reads are counted once (tests/gpu/test_bytes.py counts weights,
-keys and values as the kernels load them); x, which every program of a product reads, comes from the second-level cache.
+The bound is packed weights, keys and values. Each kernel's reads are counted once (tests/gpu/test_bytes.py counts
+weights, keys and values as they are loaded); x, which every program of a product reads, comes from the second-level
+cache.
 """
 
 from __future__ import annotations

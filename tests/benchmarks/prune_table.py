@@ -26,9 +26,10 @@ from edgellm.export.architectures import MATRICES, Architecture, role
 from edgellm.export.calibrate import calibration_ids, statistics
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
 from edgellm.export.compress import Read, read_by_head, rounded
-from edgellm.export.config import GROUP, ExportConfig, Sparsity
+from edgellm.export.config import ExportConfig
 from edgellm.export.decoder import load_block, propagate, window_losses
 from edgellm.export.hessian import Hessians
+from edgellm.export.level import GROUP, Sparsity
 from edgellm.export.sparsegpt import updated
 from edgellm.export.vocabulary import embed
 from edgellm.kernels.layout import dequantize

@@ -58,6 +58,7 @@ def perplexity(contender: Contender, threads: int, ids: list[int], window: int =
 @click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--recipe", "recipes", multiple=True, help='"NAME=options of edgellm export"; may be given again.')
 @click.option("--bundle", "bundles", multiple=True, help='"NAME=FOLDER" of a bundle that is there.')
+@click.option("--kv", "caches", multiple=True, help="Each of ours again with this KV cache, e.g. vatp:512.")
 @click.option("--only", multiple=True, help="Peers whose name begins so; may be given again. Default: all.")
 @click.option("--prompt-tokens", default="32,1024,1900", show_default=True, help="Prompts to decode after.")
 @click.option("--new-tokens", default=128, show_default=True, help="Tokens to decode.")
@@ -74,6 +75,7 @@ def main(
     source: Path,
     recipes: tuple[str, ...],
     bundles: tuple[str, ...],
+    caches: tuple[str, ...],
     only: tuple[str, ...],
     prompt_tokens: str,
     new_tokens: int,
@@ -88,6 +90,7 @@ def main(
     source = source.absolute()
     given = [ours(f"edgellm {name}", Path(path)) for name, _, path in (item.partition("=") for item in bundles)]
     mine = given + [bundle(source, recipe) for recipe in recipes or (() if given else ("as stored=",))]
+    mine += [ours(f"{one.name} {kv}", one.model, kv) for kv in caches for one in mine]
     failed = {name: f"its file could not be made: {why}" for name, why in make_all(source).items()}
     contenders = mine + [peer for peer in peers(source) if peer.name.startswith(only or ("",))]
     reasons = {c.name: failed.get(c.model.name) or c.missing() for c in contenders}

@@ -96,7 +96,7 @@ def test_keys_and_values_can_be_held_in_half_precision(tiny_model: Path, monkeyp
     """As the device's cache holds them: rotated keys and values are rounded, queries are not."""
     checkpoint = open_checkpoint(tiny_model)
     arch, ids = checkpoint.architecture, [torch.arange(1, 20)[None]]
-    got = decoder.hidden_states(arch, checkpoint, ids, held=torch.float16)[0]
+    got = decoder.hidden_states(arch, checkpoint, ids, kv_bits=16)[0]
     exact, attend = decoder.hidden_states(arch, checkpoint, ids)[0], decoder.attend
 
     def rounded(arch, layer, query, key, value, start):  # type: ignore[no-untyped-def]

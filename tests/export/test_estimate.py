@@ -74,6 +74,7 @@ def config(device: str = "jetson-orin-nano-8gb", **settings: Any) -> ExportConfi
         ("none", {"bits": 8}),
         ("dass:2:4", {"bits": 4}),
         ("magnitude:4:8", {"scope": "all"}),
+        ("none", {"kv_bits": 8}),
     ],
 )
 @pytest.mark.parametrize("kind", ["folder", "gguf", "untied"])
@@ -144,6 +145,15 @@ def test_the_device_side() -> None:
     assert expected.tokens_per_s_full_cache == pytest.approx(102e9 / (expected.token_bytes + cache))
 
 
+def test_a_cache_of_8_bits_is_half() -> None:
+    expected = estimate(Header(LLAMA_7B), config(bits=8, kv_bits=8))  # type: ignore[arg-type]
+    assert expected.kv_bytes == 32 * 32 * (4096 + 256) * (2 * (128 + 4) + 4)
+    wide = estimate(Header(LLAMA_7B), config(bits=8))  # type: ignore[arg-type]
+    assert wide.device_bytes - expected.device_bytes == wide.kv_bytes - expected.kv_bytes
+    with pytest.raises(UsageError, match="KV bits is 4"):
+        config(kv_bits=4)
+
+
 def test_the_devices_budget_is_the_default_and_gives_way_to_the_users() -> None:
     header: Any = Header(replace(LLAMA_7B, context=131072))
     assert estimate(header, config()).kv == "full:4096"
@@ -208,8 +218,8 @@ def test_a_cache_too_large_for_the_device() -> None:
         "weights 6.1 GB, KV cache 17.3 GB (full:131072)"
     )
     assert hint == (
-        "What would fit: --kv window:57216 (13.7 GB); --bits 4 --kv window:77376 (13.7 GB); "
-        "--bits 4 --head-bits 4 --kv window:77824 (13.7 GB)."
+        "What would fit: --kv window:57216 (13.7 GB); --kv window:110464 --kv-bits 8 (13.7 GB); "
+        "--bits 4 --kv window:77376 (13.7 GB)."
     )
 
 
@@ -270,7 +280,7 @@ def test_every_option_fits(monkeypatch: pytest.MonkeyPatch, memory: float, free:
             continue
         changes = {name.strip("-").replace("-", "_"): text for name, text in flags.items()}
         typed: dict[str, Any] = {
-            key: {"bits": int, "head_bits": int, "sparsity": Sparsity.parse}.get(key, str)(text)
+            key: {"bits": int, "head_bits": int, "kv_bits": int, "sparsity": Sparsity.parse}.get(key, str)(text)
             for key, text in changes.items()
         }
         assert room.short(estimate(header, replace(asked, **typed))) is None, option
@@ -325,13 +335,13 @@ def test_a_profiles_recipe_is_the_default(tiny_model: Path, tmp_path: Path, monk
     shown = CliRunner().invoke(main, ["export", str(tiny_model), str(tmp_path / "a"), "--json"])
     told = json.loads(shown.stdout)
     assert (told["recipe"]["bits"], told["recipe"]["sparsity"]) == (4, "magnitude:2:4")
-    assert told["kv"] == {"policy": "window", "budget": 64, "sinks": 4}
+    assert told["kv"] == {"policy": "window", "budget": 64, "sinks": 4, "bits": 16}
     given = ["--bits", "8", "--sparsity", "none", "--kv", "full"]
     told = json.loads(
         CliRunner().invoke(main, ["export", str(tiny_model), str(tmp_path / "b"), "--json", *given]).stdout
     )
     assert (told["recipe"]["bits"], told["recipe"]["sparsity"]) == (8, "none")
-    assert told["kv"] == {"policy": "full", "budget": 256, "sinks": 4}
+    assert told["kv"] == {"policy": "full", "budget": 256, "sinks": 4, "bits": 16}
 
 
 def test_a_budget_beyond_the_context_is_refused_before_the_estimate(tiny_model: Path, tmp_path: Path) -> None:

@@ -54,9 +54,9 @@ def layers_done(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Which layers this process's exports compressed."""
     done: list[int] = []
 
-    def counted(settings: Any, checkpoint: Any, layer: int, x: Any) -> Any:
+    def counted(settings: Any, checkpoint: Any, layer: int, *more: Any) -> Any:
         done.append(layer)
-        return compress.compress_layer(settings, checkpoint, layer, x)
+        return compress.compress_layer(settings, checkpoint, layer, *more)
 
     monkeypatch.setattr(pipeline, "compress_layer", counted)
     return done

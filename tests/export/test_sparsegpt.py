@@ -10,7 +10,7 @@ from edgellm.export import hessian, prune
 from edgellm.export.config import ExportConfig, Sparsity
 from edgellm.export.hessian import Hessians
 from edgellm.export.quantize import round_searched
-from edgellm.export.sparsegpt import DAMPING, feedback, sparsegpt, updated
+from edgellm.export.sparsegpt import DAMPING, feedback, simulated, sparsegpt, updated
 from edgellm.kernels.layout import Format, Quantized, dequantize
 from edgellm.runtime.errors import EdgellmError, UsageError
 
@@ -140,3 +140,14 @@ def test_a_mask_chosen_by_the_sweep_needs_the_sweep(tmp_path) -> None:
     assert ExportConfig(tmp_path, tmp_path, own).calibrates
     with pytest.raises(UsageError, match="updates none"):
         ExportConfig(tmp_path, tmp_path, own, recover="none")
+
+
+def test_a_width_that_no_tile_holds_is_simulated_by_the_same_sweep() -> None:
+    w, x = case()
+    found = feedback(x.T @ x, 64)
+    packed = torch.from_numpy(dequantize(sparsegpt(w, found, Format(32, 192, 4, 64, "min"))))
+    assert torch.allclose(simulated(w, found, 64, 4, "min"), packed, atol=1e-6)
+    for bits, zero in ((3, "min"), (3, "symmetric"), (2, "min")):
+        values = simulated(w, found, 64, bits, zero)
+        assert max(len(group.unique()) for group in values.view(-1, 64)) == 2**bits
+        assert loss(w, packed, x) < loss(w, values, x)

@@ -74,7 +74,7 @@ class GpuLayer(Layer):
         key, value, position, score = (torch.from_numpy(x) for x in cache)
         qkv, steps, control = qkv.half(), len(inputs[0]), torch.from_numpy(rows[1].copy())
         assert Control(*rows[1].tolist()).budget + steps <= self.capacity, "the interpreter would write past the end"
-        norms = [torch.from_numpy(x) for x in self.norms] or [qkv, qkv]
+        norms = [torch.from_numpy(x) if x is not None else qkv for x in self.norms]
         planes, capacity, half = self.planes, self.capacity, self.rotary // 2
         dims = dict(HEAD_DIM=self.head_dim, WIDE=max(16, power(self.head_dim)))
         scratch = torch.zeros((self.kv_heads, 2, capacity), dtype=torch.int32)
@@ -85,7 +85,7 @@ class GpuLayer(Layer):
         query = torch.full((self.kv_heads, many, self.head_dim), torch.nan, dtype=torch.float16)
         stage[(self.kv_heads, -(-steps // 16))](
             qkv, cos, sin, positions, control, *norms, key, value, position, score, query,
-            steps, self.heads, capacity, half, planes, int(bool(self.norms)), 1e-5, **dims, TOKENS=16,
+            steps, self.heads, capacity, half, planes, int(self.normed), 1e-5, **dims, TOKENS=16,
         )  # fmt: skip
         group = power(self.heads // self.kv_heads)
         y = torch.zeros((steps, self.heads * self.head_dim), dtype=torch.float16)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgellm.kernels.layout import Format, Quantized
 from edgellm.kernels.library import OPERATORS, library_path
 
-_TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "float16": 10}
+_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "float16": 10}
 
 
 def run(operator: str, given: list[NDArray[Any] | None], outputs: list[str], **attributes: Any) -> list[NDArray[Any]]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from edgellm.kernels.attention_reference import Cache, commit, importance, rotate
 from edgellm.kernels.control import ATTENTION, FULL, HEADS, NORM, SCORE, WINDOW, Control, control_of
+from edgellm.kernels.kv_rows import to_rows
 from tests.kernels.test_attention import Layer
 
 POLICIES = {
@@ -43,25 +44,26 @@ def fed(layer: Layer, policy: Control, budget: int, chunks: list[int], rejected:
 @given(
     policy=policies, heads=st.integers(0, len(HEADS) - 1), kv_heads=st.integers(1, 3), ratio=st.integers(1, 4),
     budget=st.integers(8, 40), chunks=st.lists(st.integers(1, 12), min_size=1, max_size=8), rejected=st.integers(0, 3),
-    near=st.sampled_from([0, 7]), seed=st.integers(0, 2**32 - 1),
+    near=st.sampled_from([0, 7]), bits=st.sampled_from([16, 8]), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_against_the_reference(
     isa: str, policy: Control, heads: int, kv_heads: int, ratio: int, budget: int, chunks: list[int], rejected: int,
-    near: int, seed: int,
+    near: int, bits: int, seed: int,
 ) -> None:  # fmt: skip
     assume(policy.policy != FULL or sum(chunks) <= budget)
     rng = np.random.default_rng(seed)
-    layer = Layer(kv_heads * ratio, kv_heads, 16, budget + 15, rng, window=near, planes=policy.planes)
+    layer = Layer(kv_heads * ratio, kv_heads, 16, budget + 15, rng, window=near, planes=policy.planes, bits=bits)
     fed(layer, policy._replace(heads=heads), budget, chunks, rejected)
 
 
+@pytest.mark.parametrize("bits", [16, 8])
 @pytest.mark.parametrize("heads", range(len(HEADS)))
 @pytest.mark.parametrize("ratio", [1, 9])
-def test_long_caches_and_prompts(isa: str, heads: int, ratio: int) -> None:
+def test_long_caches_and_prompts(isa: str, heads: int, ratio: int, bits: int) -> None:
     """Several segments, many rows, and tasks that share a group."""
-    layer = Layer(ratio, 1, 32, 1300 + 70, np.random.default_rng(0), planes=3)
+    layer = Layer(ratio, 1, 32, 1300 + 70, np.random.default_rng(0), planes=3, bits=bits)
     layer.cache.position[0, :1300] = np.arange(1300)
-    layer.cache.key[:] = layer.rng.normal(size=layer.cache.key.shape)
+    layer.cache.key[:] = to_rows(layer.rng.normal(size=(1, 1370, 32)).astype(np.float32), layer.cache.key.dtype)
     for committed, accepted, steps, at in ((1300, 0, 1, 1300), (1300, 1, 70, 1301), (1300, 70, 1, 1371)):
         control = POLICIES["vatp-window"]._replace(
             committed=committed, accepted=accepted, staged=1300, budget=1300, counted=steps, heads=heads, queries=40

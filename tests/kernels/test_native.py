@@ -15,6 +15,7 @@ from edgellm.export.pack import pack
 from edgellm.kernels import reference, sample_reference
 from edgellm.kernels.attention_reference import Cache, pruned_kv_attention
 from edgellm.kernels.control import SCORE, WINDOW, Control
+from edgellm.kernels.kv_rows import to_rows
 from edgellm.kernels.layout import Format
 from tests.conftest import ROOT
 from tests.kernels.operators import random_matrix
@@ -90,6 +91,9 @@ def cases() -> bytes:
                 x = rng.normal(size=(rows, f.k_in)).astype(np.float32)
                 x[rows // 3 :: 3, :64] = 0  # nothing to scale
                 parts.append(product(f, tiles, x, activation))
+        dy = rng.normal(size=(7, f.n_out)).astype(np.float32)
+        dx = reference.nm_matmul_t(dy, tiles, f)
+        parts += [header(4, *facts(f), len(dy)), dy.tobytes(), tiles.tobytes(), dx.tobytes()]
         ids = rng.integers(0, f.n_out, 4)
         rows_of = reference.quant_gather(ids, tiles, f)
         parts += [header(1, *facts(f), 4), ids.tobytes(), tiles.tobytes(), rows_of.tobytes()]
@@ -98,11 +102,11 @@ def cases() -> bytes:
             x = rng.normal(size=(6, f.k_in)).astype(np.float32)
             x[2, 5] = 1e5
             parts.append(product(f, pack(q), x))
-    for (heads, kv_heads, dim, window, softcap), policy in itertools.product(SHAPES, EVICTING):
+    for (heads, kv_heads, dim, window, softcap), policy, bits in itertools.product(SHAPES, EVICTING, (16, 8)):
         budget, steps, capacity = 12, 4, 20
-        cache = Cache.empty(kv_heads, capacity, dim, policy.planes)
+        cache = Cache.empty(kv_heads, capacity, dim, policy.planes, bits)
         for buffer in (cache.key, cache.value):
-            buffer[:] = rng.normal(size=buffer.shape)
+            buffer[:] = to_rows(rng.normal(size=(kv_heads, capacity, dim)).astype(np.float32), buffer.dtype)
         cache.position[:] = np.r_[0:12, 12:16, 0:4]
         cache.score[:] = rng.random(cache.score.shape)
         qkv = rng.normal(size=(steps, (heads + 2 * kv_heads) * dim)).astype(np.float32)
@@ -112,7 +116,7 @@ def cases() -> bytes:
         row = np.array(policy._replace(committed=12, accepted=4, staged=budget, budget=budget, counted=counted))
         before = [buffer.tobytes() for buffer in vars(cache).values()]
         y = pruned_kv_attention(*inputs, row, cache, dim**-0.5, window, softcap)
-        sizes = header(2, heads, kv_heads, dim, steps, capacity, dim // 2, window, softcap, policy.planes)
+        sizes = header(2, heads, kv_heads, dim, steps, capacity, dim // 2, window, softcap, policy.planes, bits)
         parts += [sizes, row.tobytes(), *(i.tobytes() for i in inputs), *before, y.tobytes()]
         parts += [cache.position.tobytes(), cache.score.tobytes()]
     for size in (1, 300, 5000):

@@ -120,6 +120,34 @@ def test_matmul_with_an_activation(isa: str, activation: str, n_out: int) -> Non
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
+@settings(max_examples=60, deadline=None)
+@given(f=formats(), rows=st.sampled_from([1, 2, 5, 64, 67, 130]), seed=st.integers(0, 2**32 - 1))
+def test_exact_matmul(isa: str, f: Format, rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tiles = pack(random_matrix(rng, f))
+    x = (rng.normal(size=(rows, f.k_in)) * np.exp(3 * rng.normal(size=(rows, 1)))).astype(np.float32)
+    bias = rng.normal(size=f.n_out).astype(np.float32)
+    settings = f.attributes() | {"activation": "none", "exact": 1.0}
+    (got,) = run("NMMatMul", [x, tiles, bias], ["float32"], **settings)
+    error = np.abs(got - reference.nm_matmul(x, tiles, f, bias=bias))
+    weight = np.abs(dequantize(unpack(tiles, f))) + (1 if f.zero == "min" else 0)
+    assert (error <= 4e-6 * (np.abs(x) @ weight.T + np.abs(bias))).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(f=formats(), rows=st.sampled_from([1, 2, 5, 64, 67, 130]), seed=st.integers(0, 2**32 - 1))
+def test_transposed_matmul(isa: str, f: Format, rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tiles = pack(random_matrix(rng, f))
+    dy = (rng.normal(size=(rows, f.n_out)) * np.exp(3 * rng.normal(size=(rows, 1)))).astype(np.float32)
+    (got,) = run("NMMatMulT", [dy, tiles], ["float32"], **f.attributes())
+    assert got.shape == (rows, f.k_in)
+    # A minimum and the codes above it cancel, so that it counts beside the weight itself.
+    weight = np.abs(dequantize(unpack(tiles, f))) + (1 if f.zero == "min" else 0)
+    error = np.abs(got - reference.nm_matmul_t(dy, tiles, f))
+    assert (error <= 4e-6 * np.abs(dy) @ weight + 1e-30).all()
+
+
 @pytest.mark.parametrize("x", [np.zeros((3, 64)), np.full((2, 64), 1e-40), np.full((2, 64), 1e30)])
 def test_matmul_of_extreme_activations(isa: str, x: np.ndarray) -> None:
     f = Format(16, 64, 8, 32, "min")
@@ -148,12 +176,15 @@ def test_gather(isa: str, f: Format, count: int, seed: int) -> None:
         ("NMMatMul", {"group": 33}, "no such weight tile"),
         ("NMMatMul", {"zero": "max"}, "no such weight tile"),
         ("NMMatMul", {"activation": "relu"}, "activation is none"),
+        ("NMMatMulT", {"n_out": 17}, "dy is not"),
+        ("NMMatMulT", {"k_in": 128}, "another size"),
         ("QuantGather", {"n_out": 17}, "another size"),
     ],
 )
 def test_a_wrong_graph_is_refused(operator: str, change: dict[str, object], message: str) -> None:
     f = Format(16, 64, 4, 64)
-    x = np.zeros((1, 64), np.float32) if operator == "NMMatMul" else np.zeros(1, np.int64)
+    widths = {"NMMatMul": 64, "NMMatMulT": 16}
+    x = np.zeros((1, widths[operator]), np.float32) if operator in widths else np.zeros(1, np.int64)
     attributes = {**f.attributes(), **({"activation": "none"} if operator == "NMMatMul" else {}), **change}
     with pytest.raises(Exception, match=message):
         run(operator, [x, np.zeros(f.nbytes, np.uint8)], ["float32"], **attributes)

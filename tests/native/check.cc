@@ -3,7 +3,7 @@
 // the instruction set in use: the best of this processor, or the one that is asked for (exit code 3: it has none).
 //
 // A case: int64 header[16], then float/int64/uint8 arrays in the order read below. header[0]: 0 NMMatMul, 1 QuantGather,
-// 2 PrunedKVAttention, 3 sample and uncertainty.
+// 2 PrunedKVAttention, 3 sample and uncertainty, 4 NMMatMulT.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -91,7 +91,15 @@ bool run(const std::vector<int64_t>& h) {
     return edgellm::quant_gather(f, ids.data(), h[9], tiles.data(), y.data(), kSerial) && close(y, expected);
   }
   if (h[0] == 3) return check_sample(h);
-  // heads, kv_heads, head_dim, steps, capacity, half, window, softcap, planes
+  if (h[0] == 4) {
+    const auto dy = take<float>(h[9] * f.n_out);
+    const auto tiles = take<uint8_t>(int64_t(f.nbytes()));
+    const auto expected = take<float>(h[9] * f.k_in);
+    std::vector<float> dx(expected.size());
+    edgellm::nm_matmul_t(f, dy.data(), h[9], tiles.data(), dx.data(), kSerial);
+    return close(dx, expected, 1e-5);
+  }
+  // heads, kv_heads, head_dim, steps, capacity, half, window, softcap, planes, bits
   const edgellm::Attention a{h[1], h[2], h[3], 1 / std::sqrt(float(h[3])), h[7], float(h[8])};
   const int64_t steps = h[4], capacity = h[5], half = h[6], planes = h[9];
   edgellm::Control control;
@@ -99,7 +107,9 @@ bool run(const std::vector<int64_t>& h) {
   const auto qkv = take<float>(steps * (a.heads + 2 * a.kv_heads) * a.head_dim);
   const auto cos = take<float>(steps * half), sin = take<float>(steps * half);
   const auto positions = take<int64_t>(steps);
-  auto key = take<uint16_t>(a.kv_heads * capacity * a.head_dim), value = take<uint16_t>(a.kv_heads * capacity * a.head_dim);
+  const bool int8 = h[10] == 8;
+  const int64_t bytes = a.kv_heads * capacity * (int8 ? a.head_dim + edgellm::kScaleBytes : 2 * a.head_dim);
+  auto key = take<uint8_t>(bytes), value = take<uint8_t>(bytes);
   auto position = take<int32_t>(a.kv_heads * capacity);
   auto score = take<float>(a.kv_heads * capacity * planes);
   const auto expected = take<float>(steps * a.heads * a.head_dim);
@@ -108,7 +118,7 @@ bool run(const std::vector<int64_t>& h) {
   std::vector<float> y(expected.size());
   const char* why = edgellm::pruned_kv_attention(
       a, control, {qkv.data(), cos.data(), sin.data(), half, positions.data(), steps},
-      {key.data(), value.data(), position.data(), capacity, score.data(), planes}, y.data(), kSerial);
+      {key.data(), value.data(), position.data(), capacity, score.data(), planes, int8}, y.data(), kSerial);
   return !why && close(y, expected) && position == positions_after && close(score, score_after);
 }
 
@@ -120,7 +130,7 @@ int main(int argc, char** argv) {
   int passed = 0, failed = 0;
   const std::pair<const char*, bool> kernels[] = {
       {"scores", edgellm::scores_agree()}, {"mix", edgellm::mix_agrees()}, {"half", edgellm::halves_agree()},
-      {"attention over halves", edgellm::halves_attend_alike()}, {"decoder layer", edgellm::layers_agree()}};
+      {"attention over halves and codes", edgellm::narrow_attend_alike()}, {"decoder layer", edgellm::layers_agree()}};
   for (const auto& [what, fine] : kernels) {
     if (!fine) std::printf("%s: another result than the portable path's, or than a row's alone\n", what);
     ++(fine ? passed : failed);

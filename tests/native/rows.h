@@ -62,20 +62,30 @@ inline bool mix_agrees() {
   return true;
 }
 
-// Halves give the bits that the same numbers give once they are widened.
-inline bool halves_attend_alike() {
+// Halves, and codes, give the bits that the same numbers give once they are widened.
+inline bool narrow_attend_alike() {
   for (const int dim : {1, 6, 24, 36, 64, 80}) {
     const auto q = normals(kMostRows * dim), p = normals(kMostRows * kSlots), drawn = normals(kSlots * dim);
     std::vector<uint16_t> half(drawn.size());
-    std::vector<float> wide(drawn.size());
+    std::vector<float> wide(drawn.size()), wide_codes(drawn.size());
     isa().to_half(drawn.data(), half.data(), int(half.size()));
     isa().from_half(half.data(), wide.data(), int(half.size()));
+    std::vector<int8_t> code(size_t(kSlots * pitch<int8_t>(dim)));
+    for (size_t i = 0; i < code.size(); ++i) code[i] = int8_t(127 - 37 * i % 255);
+    for (int j = 0; j < kSlots; ++j) isa().from_int8(&code[size_t(j * pitch<int8_t>(dim))], &wide_codes[size_t(j * dim)], dim);
+    for (int i = 0; i < kSlots * dim; ++i)
+      if (wide_codes[size_t(i)] != code[size_t(i / dim * pitch<int8_t>(dim) + i % dim)]) return false;
     for (int rows = 1; rows <= kMostRows; ++rows) {
       std::vector<float> s(size_t(rows * kSlots)), t(s), y(size_t(rows * dim), 1.0f), z(y);
       isa().scores(q.data(), rows, wide.data(), kSlots, dim, s.data(), kSlots);
       isa().scores_half(q.data(), rows, half.data(), kSlots, dim, t.data(), kSlots);
       isa().mix(p.data(), kSlots, rows, wide.data(), kSlots, dim, y.data());
       isa().mix_half(p.data(), kSlots, rows, half.data(), kSlots, dim, z.data());
+      if (s != t || y != z) return false;
+      isa().scores(q.data(), rows, wide_codes.data(), kSlots, dim, s.data(), kSlots);
+      isa().scores_int8(q.data(), rows, code.data(), kSlots, dim, t.data(), kSlots);
+      isa().mix(p.data(), kSlots, rows, wide_codes.data(), kSlots, dim, y.data());
+      isa().mix_int8(p.data(), kSlots, rows, code.data(), kSlots, dim, z.data());
       if (s != t || y != z) return false;
     }
   }

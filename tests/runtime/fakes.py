@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from edgellm.kernels.attention_reference import Cache, commit
 from edgellm.kernels.control import ATTENTION, FULL, Control
 from edgellm.kernels.library import OPERATORS
-from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.cache import CacheLayout, cache_layout
 from edgellm.runtime.chat import Chat
 from edgellm.runtime.kv_policy import KVPolicy, parse_kv
 from edgellm.runtime.manifest import FileFacts, dump, file_facts, parse, seal
@@ -193,12 +193,14 @@ def make_session(
     kv: str = "full",
     template: str | None = None,
     policy: KVPolicy | None = None,
+    kv_facts: dict[str, Any] | None = None,
     **changes: Any,
 ) -> tuple[Session, FakeBackend]:
-    """A session of the tiny manifest over a fake backend, in runs of 8 tokens; policy: instead of what `kv` says."""
-    manifest = parse({**deepcopy(DATA), "files": FILES, **changes})
-    backend, model = backend or FakeBackend(8), manifest.model
-    policy = policy or parse_kv(kv, model.context)
-    backend.allocate(CacheLayout(policy, backend.staging, model.layers, model.kv_heads, model.head_dim))
+    """A session of the tiny manifest over a fake backend, in runs of 8 tokens; policy: instead of what `kv` says.
+    kv_facts: "kv" of the manifest."""
+    manifest = parse({**deepcopy(DATA), "files": FILES, "kv": kv_facts or DATA["kv"], **changes})
+    backend = backend or FakeBackend(8)
+    policy = policy or parse_kv(kv, manifest.model.context)
+    backend.allocate(cache_layout(manifest, policy, backend.staging))
     chat = Chat(template) if template else None
     return Session(manifest, byte_tokenizer(), backend, policy, backend.staging, lambda: chat), backend

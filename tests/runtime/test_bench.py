@@ -126,5 +126,5 @@ def test_the_cache_read_ends_at_the_budget() -> None:
     full, window = parse_kv("full", 64), parse_kv("window:16", 64)
     slot = CacheLayout(full, 1, model.layers, model.kv_heads, model.head_dim).slot_bytes
     assert slot == 2 * 2 * (16 * 2 * 2 + 4)
-    assert kv_read_bytes(model, full, 9) == 10 * slot
-    assert kv_read_bytes(model, window, 40) == 16 * slot
+    assert kv_read_bytes(session.manifest, full, 9) == 10 * slot
+    assert kv_read_bytes(session.manifest, window, 40) == 16 * slot

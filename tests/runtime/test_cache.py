@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,12 +13,13 @@ from edgellm.runtime.cursor import Cursor
 from edgellm.runtime.kv_policy import parse_kv
 
 
-def test_layout_counts_its_bytes() -> None:
-    layout = CacheLayout(parse_kv("window:100", 2048), 28, layers=3, kv_heads=2, head_dim=16)
+@pytest.mark.parametrize(("bits", "row"), [(16, 16), (8, 20)])
+def test_layout_counts_its_bytes(bits: int, row: int) -> None:
+    layout = CacheLayout(parse_kv("window:100", 2048), 28, layers=3, kv_heads=2, head_dim=16, bits=bits)
     assert layout.capacity(2) == 128
     buffers = layout.buffers()
     assert [name for name, _, _ in buffers[4:8]] == ["key.1", "value.1", "position.1", "score.1"]
-    assert buffers[0][1] == (2, 128, 16)
+    assert buffers[0][1] == (2, 128, row)
     assert sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for _, shape, dtype in buffers) == layout.nbytes
 
 

@@ -93,6 +93,17 @@ def test_another_policy_is_refused(tmp_path: Path, theirs: str, ours: str) -> No
     assert f"--kv {theirs}" in caught.value.hint
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [(16, 8), (8, 16)])
+def test_another_width_is_refused(tmp_path: Path, theirs: int, ours: int) -> None:
+    kv = [{**DATA["kv"], "bits": bits} for bits in (theirs, ours)]
+    session, _ = make_session(kv_facts=kv[0])
+    session.prefill(PROMPT)
+    session.save_cache(tmp_path / "cache")
+    make_session(kv_facts=kv[0])[0].restore_cache(tmp_path / "cache")
+    with pytest.raises(PromptCacheError, match=f"keys and values of {theirs} bits; this bundle's cache has {ours}"):
+        make_session(kv_facts=kv[1])[0].restore_cache(tmp_path / "cache")
+
+
 @pytest.mark.parametrize("file", ["model.onnx", "model.onnx.data"])
 def test_another_model_is_refused(tmp_path: Path, file: str) -> None:
     saved(tmp_path / "cache")

@@ -29,15 +29,20 @@ inline __m128 sums(__m256 a, __m256 b, __m256 c, __m256 d) {
 
 inline __m256 load8(const float* x) { return _mm256_loadu_ps(x); }
 inline __m256 load8(const uint16_t* x) { return half8(x); }
+inline __m256 load8(const int8_t* x) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x))));
+}
 inline float load1(const float* x) { return *x; }
+inline float load1(const int8_t* x) { return *x; }
 inline float load1(const uint16_t* x) { return _cvtsh_ss(*x); }
 
 // Of what is read from the cache itself, a line ahead for every line: blocks often begin on a page that no hardware
 // prefetcher crosses into. Distance in bytes.
 constexpr int kCacheAhead = 4096;
 inline void fetch(const float*, int) {}
-inline void fetch(const uint16_t* x, int i) {
-  if (i % 32 == 0) _mm_prefetch(reinterpret_cast<const char*>(x) + kCacheAhead, _MM_HINT_T0);
+template <typename T>
+void fetch(const T* x, int i) {
+  if (i % (64 / int(sizeof(T))) == 0) _mm_prefetch(reinterpret_cast<const char*>(x) + kCacheAhead, _MM_HINT_T0);
 }
 
 // kRows rows by kSlots (4, 2 or 1) slots in registers; T: float, or uint16_t for half precision. Every sum has the same
@@ -49,8 +54,8 @@ void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
   int i = 0;
   for (; i + 8 <= dim; i += 8)
     unrolled<kSlots>([&](auto j) {
-      fetch(key + j * dim + i, i);
-      const __m256 k = load8(key + j * dim + i);
+      fetch(key + j * pitch<T>(dim) + i, i);
+      const __m256 k = load8(key + j * pitch<T>(dim) + i);
       unrolled<kRows>([&](auto row) { sum[row][j] = _mm256_fmadd_ps(_mm256_loadu_ps(q + row * dim + i), k, sum[row][j]); });
     });
   unrolled<kRows>([&](auto row) {
@@ -59,7 +64,7 @@ void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
     alignas(16) float to[4];
     _mm_store_ps(to, four);
     for (int j = 0; j < kSlots; ++j) {
-      for (int rest = i; rest < dim; ++rest) to[j] += q[row * dim + rest] * load1(key + j * dim + rest);
+      for (int rest = i; rest < dim; ++rest) to[j] += q[row * dim + rest] * load1(key + j * pitch<T>(dim) + rest);
       s[row * stride + j] = to[j];
     }
   });
@@ -69,8 +74,8 @@ template <int kRows, typename T>
 void scores_rows(const float* q, const T* key, int n, int dim, float* s, int stride) {
   constexpr int kSlots = kRows > 3 ? 2 : 4;
   int j = 0;
-  for (; j + kSlots <= n; j += kSlots) scores_tile<kRows, kSlots>(q, key + j * dim, dim, s + j, stride);
-  for (; j < n; ++j) scores_tile<kRows, 1>(q, key + j * dim, dim, s + j, stride);
+  for (; j + kSlots <= n; j += kSlots) scores_tile<kRows, kSlots>(q, key + j * pitch<T>(dim), dim, s + j, stride);
+  for (; j < n; ++j) scores_tile<kRows, 1>(q, key + j * pitch<T>(dim), dim, s + j, stride);
 }
 
 // Many rows share a block of slots that is transposed once: a lane is then a slot, and nothing is summed across lanes. The
@@ -155,8 +160,8 @@ void mix_tile(const float* p, int stride, const T* value, int n, int dim, float*
     __m256 weight[kRows];
     unrolled<kRows>([&](auto row) { weight[row] = _mm256_broadcast_ss(p + row * stride + j); });
     unrolled<kWide>([&](auto i) {
-      fetch(value + j * dim + 8 * i, 8 * i);
-      const __m256 v = load8(value + j * dim + 8 * i);
+      fetch(value + j * pitch<T>(dim) + 8 * i, 8 * i);
+      const __m256 v = load8(value + j * pitch<T>(dim) + 8 * i);
       unrolled<kRows>([&](auto row) { sum[row][i] = _mm256_fmadd_ps(weight[row], v, sum[row][i]); });
     });
   }
@@ -173,7 +178,7 @@ void mix_rows(const float* p, int stride, const T* value, int n, int dim, float*
   for (; i + 8 <= dim; i += 8) mix_tile<kRows, 1>(p, stride, value + i, n, dim, y + i);
   for (; i < dim; ++i)
     for (int row = 0; row < kRows; ++row)
-      for (int j = 0; j < n; ++j) y[row * dim + i] += p[row * stride + j] * load1(value + j * dim + i);
+      for (int j = 0; j < n; ++j) y[row * dim + i] += p[row * stride + j] * load1(value + j * pitch<T>(dim) + i);
 }
 
 // Rows at once: three need the fewest loads; of halves four are widened together.

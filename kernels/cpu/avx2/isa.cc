@@ -190,6 +190,12 @@ void from_half(const uint16_t* x, float* y, int n) {
   for (; i < n; ++i) y[i] = half1(x[i]);
 }
 
+void from_int8(const int8_t* x, float* y, int n) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, load8(x + i));
+  for (; i < n; ++i) y[i] = x[i];
+}
+
 constexpr Isa all(const char* name) {
   return {name,
           decoder,
@@ -201,12 +207,15 @@ constexpr Isa all(const char* name) {
           mix<float>,
           scores<uint16_t>,
           mix<uint16_t>,
+          scores<int8_t>,
+          mix<int8_t>,
           largest,
           exponentials,
           silu,
           gelu_tanh,
           to_half,
-          from_half};
+          from_half,
+          from_int8};
 }
 
 }  // namespace

@@ -29,16 +29,21 @@ inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {
   return _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1));
 }
 
-// The lanes `here` of sixteen floats, or of as many halves widened; 0 in others.
+// The lanes `here` of sixteen floats, or of as many halves or codes widened; 0 in others.
 inline __m512 read(const float* x, __mmask16 here) { return _mm512_maskz_loadu_ps(here, x); }
 inline __m512 read(const uint16_t* x, __mmask16 here) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(here, x)); }
+
+inline __m512 read(const int8_t* x, __mmask16 here) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(here, x)));
+}
 
 // Of what is read from the cache itself, a line ahead for every line: blocks often begin on a page that no hardware
 // prefetcher crosses into. Distance in bytes.
 constexpr int kCacheAhead = 4096;
 inline void fetch(const float*, int) {}
-inline void fetch(const uint16_t* x, int i) {
-  if (i % 32 == 0) _mm_prefetch(reinterpret_cast<const char*>(x) + kCacheAhead, _MM_HINT_T0);
+template <typename T>
+void fetch(const T* x, int i) {
+  if (i % (64 / int(sizeof(T))) == 0) _mm_prefetch(reinterpret_cast<const char*>(x) + kCacheAhead, _MM_HINT_T0);
 }
 
 // kRows rows by kSlots (4 or 1) slots in registers; T: float, or uint16_t for half precision. Every sum has the same
@@ -51,8 +56,8 @@ void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
     __m512 x[kRows];
     unrolled<kRows>([&](auto row) { x[row] = read(q + row * dim + i, here); });
     unrolled<kSlots>([&](auto j) {
-      fetch(key + j * dim + i, i);
-      const __m512 k = read(key + j * dim + i, here);
+      fetch(key + j * pitch<T>(dim) + i, i);
+      const __m512 k = read(key + j * pitch<T>(dim) + i, here);
       unrolled<kRows>([&](auto row) { sum[row][j] = _mm512_fmadd_ps(x[row], k, sum[row][j]); });
     });
   };
@@ -75,8 +80,8 @@ void scores(const float* q, int rows, const T* key, int n, int dim, float* s, in
     const float* x = q + row * dim;
     float* to = s + row * stride;
     int j = 0;
-    for (; j + 4 <= n; j += 4) scores_tile<count(), 4>(x, key + j * dim, dim, to + j, stride);
-    for (; j < n; ++j) scores_tile<count(), 1>(x, key + j * dim, dim, to + j, stride);
+    for (; j + 4 <= n; j += 4) scores_tile<count(), 4>(x, key + j * pitch<T>(dim), dim, to + j, stride);
+    for (; j < n; ++j) scores_tile<count(), 1>(x, key + j * pitch<T>(dim), dim, to + j, stride);
   });
 }
 
@@ -92,8 +97,8 @@ void mix_tile(const float* p, int stride, const T* value, int n, int dim, float*
     __m512 weight[kRows];
     unrolled<kRows>([&](auto row) { weight[row] = _mm512_set1_ps(p[row * stride + j]); });
     unrolled<kWide>([&](auto i) {
-      fetch(value + j * dim + 16 * i, 16 * i);
-      const __m512 v = read(value + j * dim + 16 * i, lanes(i));
+      fetch(value + j * pitch<T>(dim) + 16 * i, 16 * i);
+      const __m512 v = read(value + j * pitch<T>(dim) + 16 * i, lanes(i));
       unrolled<kRows>([&](auto row) { sum[row][i] = _mm512_fmadd_ps(weight[row], v, sum[row][i]); });
     });
   }
@@ -111,6 +116,10 @@ void mix(const float* p, int stride, int rows, const T* value, int n, int dim, f
     for (; i + 64 <= dim; i += 64) mix_tile<count(), 4>(weight, stride, value + i, n, dim, to + i, kAll);
     for (; i < dim; i += 16) mix_tile<count(), 1>(weight, stride, value + i, n, dim, to + i, some(i, dim));
   });
+}
+
+inline void from_int8(const int8_t* x, float* y, int n) {
+  for (int i = 0; i < n; i += 16) _mm512_mask_storeu_ps(y + i, some(i, n), read(x + i, some(i, n)));
 }
 
 }  // namespace edgellm::EDGELLM_AVX512

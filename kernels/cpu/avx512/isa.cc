@@ -18,12 +18,15 @@ constexpr Isa all(const char* name) {
           mix<float>,
           scores<uint16_t>,
           mix<uint16_t>,
+          scores<int8_t>,
+          mix<int8_t>,
           largest,
           exponentials,
           silu,
           gelu_tanh,
           to_half,
-          from_half};
+          from_half,
+          from_int8};
 }
 }  // namespace edgellm::EDGELLM_AVX512
 

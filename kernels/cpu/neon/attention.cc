@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "kernels/cpu/neon/neon.h"
 #include "kernels/cpu/neon/repeat.h"
@@ -33,7 +34,13 @@ float32x4_t exp_or_zero(float32x4_t x) {
 
 float32x4_t load4(const float* x) { return vld1q_f32(x); }
 float32x4_t load4(const uint16_t* x) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x))); }
+float32x4_t load4(const int8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, 4);
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
+}
 float load1(const float* x) { return *x; }
+float load1(const int8_t* x) { return *x; }
 float load1(const uint16_t* x) { return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(*x))), 0); }
 
 // kRows rows by kSlots slots in registers; T: float, or uint16_t for half precision. Every sum has the same order whatever the tile.
@@ -46,14 +53,14 @@ void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
     float32x4_t x[kRows];
     repeat<kRows>([&](int row) { x[row] = vld1q_f32(q + row * dim + i); });
     repeat<kSlots>([&](int j) {
-      const float32x4_t k = load4(key + j * dim + i);
+      const float32x4_t k = load4(key + j * pitch<T>(dim) + i);
       repeat<kRows>([&](int row) { sum[row * kSlots + j] = vfmaq_f32(sum[row * kSlots + j], x[row], k); });
     });
   }
   repeat<kRows * kSlots>([&](int at) { s[at / kSlots * stride + at % kSlots] = vaddvq_f32(sum[at]); });
   for (; i < dim; ++i)
     for (int row = 0; row < kRows; ++row)
-      for (int j = 0; j < kSlots; ++j) s[row * stride + j] += q[row * dim + i] * load1(key + j * dim + i);
+      for (int j = 0; j < kSlots; ++j) s[row * stride + j] += q[row * dim + i] * load1(key + j * pitch<T>(dim) + i);
 }
 
 // Eight sums at least: a multiply-add takes four cycles, and two start in each.
@@ -61,8 +68,8 @@ template <int kRows, typename T>
 void scores_rows(const float* q, const T* key, int n, int dim, float* s, int stride) {
   constexpr int kSlots = kRows == 1 ? 8 : 4;
   int j = 0;
-  for (; j + kSlots <= n; j += kSlots) scores_tile<kRows, kSlots>(q, key + j * dim, dim, s + j, stride);
-  for (; j < n; ++j) scores_tile<kRows, 1>(q, key + j * dim, dim, s + j, stride);
+  for (; j + kSlots <= n; j += kSlots) scores_tile<kRows, kSlots>(q, key + j * pitch<T>(dim), dim, s + j, stride);
+  for (; j < n; ++j) scores_tile<kRows, 1>(q, key + j * pitch<T>(dim), dim, s + j, stride);
 }
 
 // kRows rows by 4 * kWide dimensions in registers.
@@ -72,7 +79,7 @@ void mix_tile(const float* p, int stride, const T* value, int n, int dim, float*
   repeat<kRows * kWide>([&](int i) { sum[i] = vld1q_f32(y + i / kWide * dim + i % kWide * 4); });
   for (int j = 0; j < n; ++j)
     repeat<kWide>([&](int i) {
-      const float32x4_t v = load4(value + j * dim + 4 * i);
+      const float32x4_t v = load4(value + j * pitch<T>(dim) + 4 * i);
       repeat<kRows>([&](int row) { sum[row * kWide + i] = vfmaq_n_f32(sum[row * kWide + i], v, p[row * stride + j]); });
     });
   repeat<kRows * kWide>([&](int i) { vst1q_f32(y + i / kWide * dim + i % kWide * 4, sum[i]); });
@@ -86,7 +93,7 @@ void mix_rows(const float* p, int stride, const T* value, int n, int dim, float*
   for (; i + 4 <= dim; i += 4) mix_tile<kRows, 1>(p, stride, value + i, n, dim, y + i);
   for (; i < dim; ++i)
     for (int row = 0; row < kRows; ++row)
-      for (int j = 0; j < n; ++j) y[row * dim + i] += p[row * stride + j] * load1(value + j * dim + i);
+      for (int j = 0; j < n; ++j) y[row * dim + i] += p[row * stride + j] * load1(value + j * pitch<T>(dim) + i);
 }
 
 template <typename T>
@@ -117,6 +124,17 @@ void scores_half(const float* q, int rows, const uint16_t* key, int n, int dim, 
 }
 void mix_half(const float* p, int stride, int rows, const uint16_t* value, int n, int dim, float* y) {
   mix_of(p, stride, rows, value, n, dim, y);
+}
+void scores_int8(const float* q, int rows, const int8_t* key, int n, int dim, float* s, int stride) {
+  scores_of(q, rows, key, n, dim, s, stride);
+}
+void mix_int8(const float* p, int stride, int rows, const int8_t* value, int n, int dim, float* y) {
+  mix_of(p, stride, rows, value, n, dim, y);
+}
+void from_int8(const int8_t* x, float* y, int n) {
+  int i = 0;
+  for (; i + 4 <= n; i += 4) vst1q_f32(y + i, load4(x + i));
+  for (; i < n; ++i) y[i] = x[i];
 }
 
 float largest(const float* s, int n) {

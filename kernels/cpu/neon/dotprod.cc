@@ -47,7 +47,8 @@ void accumulate(const int8_t* weight, int quads, const float* w_scale, const flo
 }  // namespace neon
 
 const Isa kNeonDotprod = {"neon_dotprod",   neon::decoder,   neon::arrange,  neon::unpack,       neon::accumulate,
-                          neon::quantize,   neon::scores,    neon::mix, neon::scores_half, neon::mix_half,      neon::largest,      neon::exponentials,
-                          neon::silu,       neon::gelu_tanh, neon::to_half,  neon::from_half};
+                          neon::quantize,   neon::scores,    neon::mix, neon::scores_half, neon::mix_half,
+                          neon::scores_int8, neon::mix_int8, neon::largest,      neon::exponentials,
+                          neon::silu,       neon::gelu_tanh, neon::to_half,  neon::from_half, neon::from_int8};
 
 }  // namespace edgellm

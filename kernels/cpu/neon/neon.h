@@ -20,11 +20,14 @@ void unpack(const Format& f, const uint8_t* tile, int8_t* weight, int8_t* kept);
 Part quantize(const float* x, int16_t* q, float* left);
 void to_half(const float* x, uint16_t* y, int n);
 void from_half(const uint16_t* x, float* y, int n);
+void from_int8(const int8_t* x, float* y, int n);
 
 void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride);
 void mix(const float* p, int stride, int rows, const float* value, int n, int dim, float* y);
 void scores_half(const float* q, int rows, const uint16_t* key, int n, int dim, float* s, int stride);
 void mix_half(const float* p, int stride, int rows, const uint16_t* value, int n, int dim, float* y);
+void scores_int8(const float* q, int rows, const int8_t* key, int n, int dim, float* s, int stride);
+void mix_int8(const float* p, int stride, int rows, const int8_t* value, int n, int dim, float* y);
 float largest(const float* s, int n);
 float exponentials(float* s, int n, float most);
 void silu(const float* gate, const float* up, float* y);

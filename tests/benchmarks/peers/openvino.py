@@ -1,4 +1,4 @@
-"""OpenVINO GenAI, over a folder in its own format."""
+"""OpenVINO GenAI, over a folder in its own format. settings: "evict" (tokens that its cache keeps; default: all)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from tests.benchmarks.peers.protocol import Skipped, serve, surprise
 
 
 class OpenVino:
-    def __init__(self, model: str, threads: int) -> None:
+    def __init__(self, model: str, threads: int, evict: int | None) -> None:
         import openvino_genai
 
         # Nothing repeats within a process, so that prefix caching has nothing to give.
         self._api: Any = openvino_genai
         self._model, self._options = model, {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-        self._pipeline = openvino_genai.LLMPipeline(model, "CPU", **self._options)
+        scheduled = {"scheduler_config": evicting(openvino_genai, evict)} if evict else {}
+        self._pipeline = openvino_genai.LLMPipeline(model, "CPU", **scheduled, **self._options)
         self._scorer: Any = None
 
     def run(self, prompt: Sequence[int], new_tokens: int, first: Callable[[], None]) -> list[int]:
@@ -66,7 +67,15 @@ class OpenVino:
 
 
 def load(model: str, threads: int, tokens: int, settings: dict[str, Any]) -> OpenVino:
-    return OpenVino(model, threads)
+    return OpenVino(model, threads, settings.get("evict"))
+
+
+def evicting(api: Any, budget: int) -> Any:
+    """32 first tokens, 128 recent ones, the rest of the budget by summed attention, as its documentation does."""
+    config = api.SchedulerConfig()
+    config.use_cache_eviction = True
+    config.cache_eviction_config = api.CacheEvictionConfig(32, 128, budget, api.AggregationMode.NORM_SUM)
+    return config
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""edgellm itself, under the same conditions: a bundle's folder as the model, with a full cache."""
+"""edgellm itself, under the same conditions: a bundle's folder is the model. settings: "kv" (default: a full cache)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Ours:
 
 
 def load(model: str, threads: int, tokens: int, settings: dict[str, Any]) -> Ours:
-    return Ours(load_bundle(model, kv=f"full:{tokens}", threads=threads))
+    return Ours(load_bundle(model, kv=settings.get("kv", f"full:{tokens}"), threads=threads))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+// A bundle's graph in ONNX Runtime, with the cache's buffers bound in place: runtime/onnx_backend.py.
+#pragma once
+#include <map>
+#include <string>
+#include <vector>
+
+#include "kernels/engine/cache_memory.h"
+#include "kernels/engine/onnxruntime.h"
+
+namespace edgellm {
+
+class Graph {
+ public:
+  // threads: 0 takes the physical cores. Throws Error.
+  Graph(const OnnxRuntime& runtime, const std::string& folder, const CacheLayout& layout, int64_t vocabulary, int threads);
+
+  // Runs ids [T] from position `first` on; float32 [vocabulary] of the last one, until the next run. control as
+  // Cursor::control writes it. Throws Error (EDGELLM_BUNDLE).
+  const float* run(const int32_t* ids, int64_t count, int64_t first, const std::vector<int64_t>& control);
+  // Changes the buffers to another layout's; as many first slots as both have keep their content. Throws Error.
+  void resize(const CacheLayout& layout);
+  size_t kv_bytes() const { return cache_.bytes(); }
+
+ private:
+  void open(const std::string& folder, const std::vector<Buffer>& buffers, int threads);
+  void check_ends(const std::vector<Buffer>& buffers) const;
+  std::vector<std::string> ends(bool outputs) const;
+  void bind(const char* name, void* data, size_t bytes, const std::vector<int64_t>& shape, ort::ElementType type, bool output);
+  void bind_cache(const CacheLayout& layout);
+  void bind_inputs(int64_t tokens);
+  void check(ort::Status* status) const;
+
+  const OnnxRuntime& runtime_;
+  int64_t vocabulary_;
+  CacheMemory cache_;  // outlives what is bound to it
+  std::vector<int64_t> ids_, positions_, rows_, control_;
+  std::vector<float> logits_;
+  ort::Held<ort::MemoryInfo> memory_;
+  ort::Held<ort::Session> session_;
+  std::map<std::string, ort::Held<ort::Value>> values_;  // by input, or output
+  ort::Held<ort::Binding> binding_;
+};
+
+}  // namespace edgellm

@@ -1,0 +1,22 @@
+// A file's bytes, mapped for reading.
+#pragma once
+#include <string>
+#include <string_view>
+
+namespace edgellm {
+
+class MappedFile {
+ public:
+  // Throws Error (EDGELLM_BUNDLE) for a file that cannot be read.
+  MappedFile(const std::string& folder, const std::string& name);
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+  ~MappedFile();
+  std::string_view bytes() const { return {static_cast<const char*>(data_), size_}; }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+}  // namespace edgellm

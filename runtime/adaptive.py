@@ -1,0 +1,129 @@
+"""Mode "query": an answer begins as ever; where it begins in doubt, the model is adapted to the question first.
+
+The base model's answer waits meanwhile with its KV cache: where the steps are not believed, it goes on as if nothing
+had been tried, token for token. What was learned is forgotten with the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from edgellm.runtime.adapter import Adapter, Facts
+from edgellm.runtime.carrier import Carrier
+from edgellm.runtime.gate import Watch
+from edgellm.runtime.generation import Result
+from edgellm.runtime.head import unprepared
+from edgellm.runtime.learning import Descent, Settings, descend
+from edgellm.runtime.objective import Example
+from edgellm.runtime.question import Question
+from edgellm.runtime.sampling import Sampling
+from edgellm.runtime.schema import Gate
+from edgellm.runtime.session import Session
+
+
+@dataclass
+class Report:
+    """What adaptation did for one answer.
+
+    entropy: mean of the first answer tokens, in nats; nll: mean surprise a token of the question, None where doubt
+    alone decided. gated: whether it was adapted to. steps: taken; accepted: whether they were believed. entropy_after,
+    nll_after and kl (a token): of what was accepted. extra_s: seconds beyond the base answer's own.
+    """
+
+    entropy: float
+    gated: bool = False
+    nll: float | None = None
+    steps: int = 0
+    accepted: bool = False
+    entropy_after: float | None = None
+    nll_after: float | None = None
+    kl: float | None = None
+    extra_s: float = 0.0
+
+
+class AdaptiveGeneration(Iterator[str]):
+    """Iterate for pieces of text; then read `result` and `report`. The first pieces wait for the gate's tokens.
+
+    gate: None takes the bundle's. The session is given back as it was lent, without the sequence where it adapted.
+    Raises UsageError for a bundle that cannot adapt, and as Session.stream does.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        question: Question,
+        carrier: Carrier,
+        max_new_tokens: int = 256,
+        sampling: Sampling | None = None,
+        settings: Settings | None = None,
+        gate: Gate | None = None,
+        stop: Collection[int] | None = None,
+    ) -> None:
+        found = gate or (session.manifest.adapt.gate if session.manifest.adapt else None)
+        if found is None:
+            raise unprepared()
+        self._gate, self._session, self._question, self._carrier = found, session, question, carrier
+        self._most, self._stop = max_new_tokens, stop
+        self._sampling, self._settings = sampling or Sampling(), settings or Settings()
+        self._watch = Watch(self._sampling.sampler(question.ids), self._settings.tokens)
+        self._base = session.stream(question.ids, max_new_tokens, self._watch, stop)
+        self.result: Result = self._base.result
+        self.report = Report(float("nan"))
+        self._pieces = self._run()
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def _run(self) -> Iterator[str]:
+        session, watch, held = self._session, self._watch, []
+        for piece in self._base:
+            held.append(piece)
+            if watch.full:
+                break
+        self.report.entropy = watch.entropy
+        adapter = self._adapt() if watch.entropy > self._gate.entropy else None
+        if adapter is None:
+            yield from held
+            yield from self._base
+            self.result = self._base.result
+            return
+        before = session.adapter
+        session.use(adapter)
+        try:
+            sampler = self._sampling.sampler(self._question.ids)
+            own = session.stream(self._question.ids, self._most, sampler, self._stop)
+            yield from own
+            self.result = own.result
+        finally:
+            session.use(before)
+
+    def _adapt(self) -> Adapter | None:
+        """The adapter that was believed, if any."""
+        session, question, settings = self._session, self._question, self._settings
+        if session.kv_evictions or len(question.ids) > settings.longest:
+            return None
+        begin = perf_counter()
+        start = self._carrier.begin(session, question.ids[: question.scored.start], settings.prefix)
+        example = Example.of(question, self._watch.ids, np.stack(self._watch.rows), len(start.tokens))
+        gradient = self._carrier.gradient(session, question, example)
+        session.generation = self._base  # a carrier may have run the same tokens again
+        descent = descend(gradient, example, start.tensors, settings, self._gate.nll)
+        self._note(descent, len(example.answer_rows))
+        self.report.extra_s = perf_counter() - begin
+        if descent.tensors is None:
+            return None
+        tensors = self._carrier.complete(descent.tensors)
+        return Adapter(Facts(self._carrier.name, session.manifest.weights_sha256, start.tokens), tensors)
+
+    def _note(self, descent: Descent, tokens: int) -> None:
+        report, first = self.report, descent.trace[0]
+        report.nll, report.gated = first.ida, first.ida > self._gate.nll
+        report.steps, report.accepted = descent.steps, descent.tensors is not None
+        if report.accepted:
+            after = descent.trace[descent.accepted]
+            report.entropy_after, report.nll_after = after.entropy / tokens, after.ida
+            report.kl = after.kl / tokens

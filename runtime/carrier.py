@@ -1,0 +1,118 @@
+"""The carriers that a bundle can adapt with: where they begin, and what makes their gradient. Graphs open when used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from edgellm.runtime.adapter import Tensors
+from edgellm.runtime.errors import UsageError
+from edgellm.runtime.gradient import Gradient, GraphGradient
+from edgellm.runtime.head import Head
+from edgellm.runtime.objective import Example
+from edgellm.runtime.question import Question
+from edgellm.runtime.schema import Manifest
+from edgellm.runtime.session import Session
+from edgellm.runtime.shift import ShiftGradient
+
+
+class Start(NamedTuple):
+    """Where a carrier begins: the tokens whose place it takes, and its tensors, with which the model is unchanged."""
+
+    tokens: list[int]
+    tensors: Tensors
+
+
+class Carrier(Protocol):
+    """One way to change a model without its weights."""
+
+    name: str
+
+    def begin(self, session: Session, first: Sequence[int], most: int) -> Start:
+        """The unchanged model. first: what the session's sequence begins with; at most `most` of it is replaced."""
+        ...
+
+    def gradient(self, session: Session, question: Question, example: Example) -> Gradient:
+        """What differentiates the losses of one example, whose question the session's sequence begins with."""
+        ...
+
+    def complete(self, tensors: Tensors) -> Tensors:
+        """All tensors of an adapter, from the learned ones."""
+        ...
+
+
+class Prefix:
+    """Keys and values of the first tokens: they begin as what the model makes of these tokens."""
+
+    name = "prefix"
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
+        self._where = folder, manifest, threads
+
+    @cached_property
+    def graph(self) -> GraphGradient:
+        """adapt.onnx, opened when first asked for."""
+        return GraphGradient(*self._where)
+
+    def begin(self, session: Session, first: Sequence[int], most: int) -> Start:
+        """See Carrier.begin. Raises UsageError where the cache no longer holds these tokens."""
+        tokens = list(first[:most])
+        keys, values = session.first(len(tokens))
+        return Start(tokens, {"key": keys, "value": values})
+
+    def gradient(self, session: Session, question: Question, example: Example) -> Gradient:
+        """See Carrier.gradient."""
+        return self.graph
+
+    def complete(self, tensors: Tensors) -> Tensors:
+        """See Carrier.complete."""
+        return tensors
+
+
+class Delta:
+    """A shift of what the head reads, zero at first."""
+
+    name = "delta"
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
+        self._where = folder, manifest, threads
+
+    @cached_property
+    def head(self) -> Head:
+        """head.onnx, opened when first asked for."""
+        return Head(*self._where)
+
+    def begin(self, session: Session, first: Sequence[int], most: int) -> Start:
+        """See Carrier.begin."""
+        return Start([], {"delta": np.zeros(session.manifest.model.hidden, np.float32)})
+
+    def gradient(self, session: Session, question: Question, example: Example) -> Gradient:
+        """See Carrier.gradient: the sequence is read once more, for the logits of the user's tokens."""
+        if not len(example.targets):
+            rows = example.reference[:0]
+        else:
+            first, held = question.scored.start, list(session.tokens)
+            rows = np.concatenate([session.extend(held[:first])[None], *session.chunks(held[first:])])
+            rows = rows[: len(example.targets)]
+        adapt = session.manifest.adapt
+        gradient = ShiftGradient(self.head, adapt.softcap if adapt else 0.0)
+        gradient.observe(example, rows)
+        return gradient
+
+    def complete(self, tensors: Tensors) -> Tensors:
+        """See Carrier.complete."""
+        return {**tensors, "shift": self.head.shift(tensors["delta"])}
+
+
+CARRIERS: dict[str, Callable[[Path, Manifest, int | None], Carrier]] = {"prefix": Prefix, "delta": Delta}
+
+
+def carrier_of(name: str, folder: Path, manifest: Manifest, threads: int | None = None) -> Carrier:
+    """A carrier by name. Raises UsageError for an unknown one."""
+    if name not in CARRIERS:
+        raise UsageError(f'carrier "{name}" is unknown', f"Use {' or '.join(CARRIERS)}.")
+    return CARRIERS[name](folder, manifest, threads)
