@@ -95,6 +95,21 @@ def write(out: Path, variants: Iterable[Variant], targets: Iterable[int]) -> dic
     return table
 
 
+def summary(table: dict[str, Any]) -> str:
+    """The table in Markdown, a kernel a line: registers a thread and KB of shared memory a block for each target, and
+    spills where there are any."""
+    targets = list(next(iter(table.values()))["targets"]) if table else []
+    lines = ["| kernel | warps | " + " | ".join(targets) + " |", "|---|---|" + "---|" * len(targets)]
+    for name, entry in table.items():
+        cells = [f"{name}", str(entry["warps"])]
+        for target in targets:
+            facts = entry["targets"][target]
+            spilled = f", {facts['spills']} spills" if facts["spills"] else ""
+            cells.append(f"{facts['registers']}, {facts['shared'] / 1024:.3g}{spilled}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _function(variant: Variant) -> Any:
     return getattr(importlib.import_module(f"edgellm.kernels.gpu.{variant.module}"), variant.entry)
 
@@ -130,7 +145,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     try:
-        write(options.out, variants, targets)
+        print(summary(write(options.out, variants, targets)))
     except ModuleNotFoundError as error:
         parser.exit(1, f"{error}\nRun: pip install 'edgellm[gpu-kernels]'\n")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgellm.kernels.gpu.compile import summary
 from edgellm.kernels.gpu.variants import HEADS, TARGETS, WEIGHTS, chosen, format_name, format_named
 from edgellm.kernels.layout import Format
 from tests.conftest import ROOT
@@ -76,6 +77,12 @@ def test_without_triton_the_error_says_what_to_install(tmp_path: Path) -> None:
     assert "pip install 'edgellm[gpu-kernels]'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_summary_has_a_line_a_kernel_and_tells_spills() -> None:
+    facts = {"registers": 80, "shared": 2048, "spills": 0, "instructions": 9}
+    table = {"a": {"warps": 4, "targets": {"sm_80": facts, "sm_87": facts | {"spills": 6}}}}
+    assert summary(table).splitlines()[2] == "| a | 4 | 80, 2 | 80, 2, 6 spills |"
 
 
 def test_names_of_formats_are_read_as_they_are_written() -> None:
