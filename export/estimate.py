@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgellm.devices.cores import usable_cores
+from edgellm.export.adapt_graph import adapt_graph, head_graph
 from edgellm.export.architectures import Architecture
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
@@ -75,7 +76,7 @@ def estimate(checkpoint: Checkpoint, config: ExportConfig) -> Estimate:
     return Estimate(
         device=device.name,
         kv=str(policy),
-        bundle_bytes=weights + _other_files(checkpoint, placed),
+        bundle_bytes=weights + _other_files(checkpoint, placed, config.adapt),
         weight_bytes=weights,
         kv_bytes=kv_bytes,
         host_bytes=cost.memory_bytes,
@@ -96,11 +97,13 @@ def matrix_room(checkpoint: Checkpoint, config: ExportConfig) -> int:
     placed = planned(config, checkpoint)
     vectors = sum(-(-at.nbytes // ALIGNMENT) * ALIGNMENT for at in placed.values() if at.format is None)
     matrices = [rows * columns for _, (rows, columns) in arch.tensors() if columns]
-    return config.fit.matrix_bytes(sum(matrices), vectors + _other_files(checkpoint, placed) + LEVEL * len(matrices))
+    others = vectors + _other_files(checkpoint, placed, config.adapt) + LEVEL * len(matrices)
+    return config.fit.matrix_bytes(sum(matrices), others)
 
 
-def _other_files(checkpoint: Checkpoint, placed: dict[str, Placed]) -> int:
-    graph = decoder_graph(checkpoint.architecture, placed).ByteSize()
+def _other_files(checkpoint: Checkpoint, placed: dict[str, Placed], adapt: bool) -> int:
+    makers = [decoder_graph, *([adapt_graph, head_graph] if adapt else [])]
+    graph = sum(make(checkpoint.architecture, placed).ByteSize() for make in makers)
     texts = (checkpoint.tokenizer_json(), checkpoint.chat_template or "")
     tables = len(vocabulary_tables(texts[0]) or b"")
     matrices = sum(at.format is not None for at in placed.values())
