@@ -39,7 +39,8 @@ class ExportConfig:
     head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: the
     bundle's default, as edgellm.runtime.kv_policy.parse_kv reads it; None: the device's. kv_bits: of keys and values,
     16 or 8. seed: of the text the model writes itself when calibration is None. device: what the bundle must fit.
-    adapt: write the gradient graph too, and measure the gate.
+    adapt: write the gradient graph too, and measure the gate. engine: "none", or whose TensorRT graph and engine are
+    written beside the CPU's, "tensorrt-rtx" | "tensorrt"; engine_operators: "standard" | "plugins".
 
     fit: search the recipe of at most this size that loses least (search.py); fit_minutes: what its mutations may take.
     levels: by a matrix's canonical name, what it is given instead of sparsity and bits: what the search found.
@@ -68,6 +69,8 @@ class ExportConfig:
     adapt: bool = False
     distill: tuple[str, ...] = USUAL
     recover_minutes: float = 20.0
+    engine: str = "none"
+    engine_operators: str = "standard"
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:

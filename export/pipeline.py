@@ -19,6 +19,7 @@ from edgellm.export.compress import Read, compress, compress_layer, read_by_head
 from edgellm.export.config import FROM_FILE, HELD_OUT, ExportConfig
 from edgellm.export.decoder import load_block, propagate
 from edgellm.export.drift import drift
+from edgellm.export.engine import refuse_engine, write_engine
 from edgellm.export.estimate import Estimate, estimate, matrix_room
 from edgellm.export.facts import describe
 from edgellm.export.fallback import export_with_optimum, outside_the_table
@@ -43,6 +44,7 @@ from edgellm.export.vocabulary_tables import write_tokenizer
 from edgellm.export.write import PartialBundle
 from edgellm.kernels.layout import Quantized
 from edgellm.runtime import load, manifest
+from edgellm.runtime.bundle_files import ENGINE, ENGINE_GRAPH, ENGINE_WEIGHTS
 from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.kv_policy import KVPolicy
 from edgellm.runtime.perplexity import score
@@ -110,11 +112,14 @@ def export(
     expected = estimate(checkpoint, config)
     announce(expected)
     refuse_unfit(checkpoint, config, expected, unwritten.nbytes)
+    refuse_engine(config, expected.weight_bytes)
     progress("reading the source", 0, 1)
     key = fingerprint(config)
     progress("reading the source", 1, 1)
     with unwritten.begin(key) as bundle:
         writing = _Writing(config, checkpoint, bundle)
+        for name in (ENGINE_GRAPH, ENGINE_WEIGHTS, ENGINE):  # a killed export's, whose engine was another
+            (bundle.folder / name).unlink(missing_ok=True)
         # 2. Text: to calibrate on, and a held-out rest to measure with.
         text, lessons = _text(writing, progress)
         calibration = lessons[: FROM_FILE[0]]
@@ -141,6 +146,9 @@ def export(
         if config.adapt:
             facts["adapt"] = adapt_facts(arch, bundle.folder, facts, text, progress)
         refuse_loss(config, facts["quality"])
+        if config.engine != "none":
+            facts["engine"] = write_engine(config, arch, writing.placed, bundle, facts, text, progress)
+            facts["files"] = bundle.facts()
         write_report(bundle, facts)
         # 6. Only now may it be found.
         bundle.commit(facts)
