@@ -114,7 +114,7 @@ def test_an_error_leaves_nothing_and_an_interrupt_says_how_to_go_on(
     text, work = calibration_file(tmp_path), tmp_path / ".bundle.partial"
     command = ["export", str(tiny_model), str(tmp_path / "bundle"), "--calibration", str(text), "--bits", "8"]
 
-    def interrupted(*arguments: object) -> None:
+    def interrupted(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "decoder_graph", interrupted)
