@@ -11,7 +11,8 @@ help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 # The stamp is newer than what it was made from: an edit of C++ or of the metadata installs again, an edit of Python not.
-NATIVE := $(wildcard kernels/*.h $(foreach kind,h cc,kernels/cpu/*.$(kind) kernels/cpu/*/*.$(kind) kernels/ort/*.$(kind)))
+NATIVE := $(wildcard kernels/*.h kernels/include/*.h cmake/* $(foreach kind,h cc inc,kernels/cpu/*.$(kind) kernels/cpu/*/*.$(kind) \
+          kernels/ort/*.$(kind) kernels/engine/*.$(kind)))
 $(VENV)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

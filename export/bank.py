@@ -59,6 +59,12 @@ class Bank:
     def fill(self, ids: Tensor, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Compress what is not there yet, by what the dense model reads of the text int64 [N, T], a block at a time."""
         self._folder.mkdir(exist_ok=True)
+        if not all(self._file(unit).exists() for unit in self.units):
+            self._run(ids, progress)
+        self.kept = [self._read(unit) for unit in self.units]
+        progress(self.arch.layers + 1, self.arch.layers + 1)
+
+    def _run(self, ids: Tensor, progress: Callable[[int, int], None]) -> None:
         arch, by_name = self.arch, {unit.name: unit for unit in self.units}
         x = embed(arch, self._checkpoint, ids)
         for layer in range(arch.layers):
@@ -78,8 +84,6 @@ class Bank:
         for name in {"embedding", head_name(arch)}:
             if not self._file(by_name[name]).exists():
                 self._compress(by_name[name], Read({}, hessians) if name == head_name(arch) else None)
-        self.kept = [self._read(unit) for unit in self.units]
-        progress(arch.layers + 1, arch.layers + 1)
 
     def source(self, choice: Choice) -> Assembled:
         """The model with these levels; DENSE where a unit keeps its weights."""

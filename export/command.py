@@ -124,9 +124,10 @@ def estimate_table(expected: Estimate, device: Device) -> Table:
             f"at most {expected.tokens_per_s:.0f} tokens/s, {expected.tokens_per_s_full_cache:.0f} with a full cache"
         )
         speed += f" ({device.bandwidth_gb_s:g} GB/s)"
+    work = f", and {size(expected.work_bytes)} beside it while it is made" if expected.work_bytes else ""
     rows = [
         ("device", device.name if device.name == device.title else f"{device.name}: {device.title}"),
-        ("bundle", size(expected.bundle_bytes)),
+        ("bundle", size(expected.bundle_bytes) + work),
         ("memory there", f"{size(expected.device_bytes)}{room}; KV cache {size(expected.kv_bytes)} ({expected.kv})"),
         ("speed there", speed),
         ("memory here", f"{size(expected.host_bytes)}, {size(expected.host_mapped_bytes)} of it mapped files"),

@@ -13,7 +13,10 @@ import torch
 from edgellm.export.architectures import MATRICES, Architecture
 from edgellm.export.config import HELD_OUT, ExportConfig
 from edgellm.export.decoder import TOKENS_AT_ONCE
+from edgellm.export.evopress import OFFSPRING
+from edgellm.export.search import STAGES
 from edgellm.export.self_written import TextMemory, text_memory
+from edgellm.export.units import units
 from edgellm.export.verify import LOGITS_AT_ONCE
 from edgellm.export.vocabulary import SLAB
 
@@ -30,17 +33,19 @@ READ = 5e9  # bytes a second, of a model that passes once a step
 PACK = 6e-8  # seconds a weight: read, round, pack, write, and read back for parity
 SEARCH, SWEEP = 5e-8, 1.5e-7  # seconds a weight below 8 bits: scales searched; or inside the sweep that corrects
 REREAD = 4e-9  # seconds a weight: from the file to float32
+LEVELS, BANK = 8, 12  # that a search compresses; bytes a weight of those worth keeping, in half precision
 PARITY_TOKENS = 20 * (24 + 16 + 40) + 20 * 40  # on the runtime, and in torch
 
 
 @dataclass(frozen=True)
 class Effort:
     """memory_bytes: peak resident memory of the export; mapped_bytes: the part of it that are mapped files, which the
-    system drops when memory is short. seconds: rough."""
+    system drops when memory is short. seconds: rough. work_bytes: on the disk beside the bundle while it is made."""
 
     memory_bytes: int
     mapped_bytes: int
     seconds: float
+    work_bytes: int
 
 
 def effort(arch: Architecture, config: ExportConfig, weight_bytes: int, cores: int) -> Effort:
@@ -50,7 +55,8 @@ def effort(arch: Architecture, config: ExportConfig, weight_bytes: int, cores: i
     anonymous, files = _peak(arch, config, written, sequences, length, weight_bytes)
     mapped = LIBRARIES + files
     base = IMPORTS + VOCABULARY * arch.vocabulary
-    return Effort(base + anonymous + mapped, mapped, _seconds(arch, config, written, sequences, length, cores))
+    seconds = _seconds(arch, config, written, sequences, length, cores)
+    return Effort(base + anonymous + mapped, mapped, seconds, BANK * arch.parameters if config.fit else 0)
 
 
 def _peak(
@@ -64,15 +70,20 @@ def _peak(
     if written is not None:
         text = written.held_bytes + written.cache_bytes + 2 * 4 * written.batch * arch.vocabulary  # logits, softmax
         text += 0 if written.held == torch.float32 else reading + SLABS
+    beside = 4 * HELD_OUT * length * arch.hidden
     states = 4 * (sequences - HELD_OUT) * length * arch.hidden if config.calibrates else 0
     attention = (arch.heads + 2 * arch.kv_heads) * arch.head_dim
     passing = 4 * TOKENS_AT_ONCE * (4 * arch.hidden + 2 * attention + 4 * arch.ff)
     # Beside a block in float32: its codes, scales and masks.
     compress = states + (passing + block * 3 // 2 + UNPACKING if config.calibrates else block // 2 + max(matrices))
-    compress += _hessians(arch) + 4 * max(matrices) if config.updates else 0  # the sweep's targets, errors and values
+    corrects = config.updates or config.compares
+    compress += _hessians(arch) + 4 * max(matrices) if corrects else 0  # the sweep's targets, errors and values
+    compress += 2 * beside + block if config.compares else 0  # states of both references, and another block
+    if config.fit:  # states of what is scored side by side, and its own block
+        compress += 4 * OFFSPRING * STAGES[-1] * length * arch.hidden + block
     positions = 4 * arch.layers * arch.kv_heads * arch.context  # of the full cache that parity runs with
     parity = SESSION + positions + max(reading, LOGITS_AT_ONCE + SLABS + UNPACKING)
-    dense = max(reading, block + passing) + 4 * HELD_OUT * length * arch.hidden
+    dense = max(reading, block + passing) + 2 * beside
     return max([(text, 0), (compress, 0), (parity, weights), (dense, 0)], key=sum)
 
 
@@ -91,7 +102,7 @@ def _seconds(
     arch: Architecture, config: ExportConfig, written: TextMemory | None, sequences: int, length: int, cores: int
 ) -> float:
     rate = FLOPS * cores / 2 / arch.parameters  # tokens a second through the whole model
-    tokens = PARITY_TOKENS + 2 * HELD_OUT * length
+    tokens = PARITY_TOKENS + (3 + 2 * config.compares) * HELD_OUT * length
     seconds = PACK * arch.parameters
     if config.calibrates:
         read = (sequences - HELD_OUT) * length
@@ -100,6 +111,11 @@ def _seconds(
         seconds += sums / (FLOPS * cores) if config.coarse or config.updates else 0
     if config.updates or config.coarse:
         seconds += (SWEEP if config.updates else SEARCH) * arch.parameters
+    if config.compares:
+        seconds += 2 * SWEEP * arch.parameters
+    if config.fit:
+        tokens += 2 * (sequences - HELD_OUT) * length + (len(units(arch)) // 2 + 2 * STAGES[-1]) * length
+        seconds += LEVELS * SWEEP * arch.parameters + 60 * config.fit_minutes
     seconds += tokens / rate
     if written is not None:
         step = 4 * arch.parameters / READ + written.batch / rate

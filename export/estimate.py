@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgellm.devices.cores import usable_cores
+from edgellm.export.adapt_graph import adapt_graph, head_graph
 from edgellm.export.architectures import Architecture
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
@@ -32,9 +33,10 @@ class Estimate:
 
     bundle_bytes: all files. weight_bytes: packed weights among them. host_bytes: peak resident memory of the export,
     of which host_mapped_bytes are mapped files, which the system drops when memory is short. seconds: of the export,
-    rough. device_bytes: peak on the device with a full cache: weights, kv_bytes, and what the runtime itself takes.
-    token_bytes: read for a token while the cache is empty. tokens_per_s: an upper bound, bandwidth over the bytes read,
-    for an empty cache and for a full one; None where the device's bandwidth is not known.
+    rough. work_bytes: on this machine's disk beside the bundle while it is made. device_bytes: peak on the device with
+    a full cache: weights, kv_bytes, and what the runtime itself takes. token_bytes: read for a token while the cache is
+    empty. tokens_per_s: an upper bound, bandwidth over the bytes read, for an empty cache and for a full one; None
+    where the device's bandwidth is not known.
     """
 
     device: str
@@ -45,6 +47,7 @@ class Estimate:
     host_bytes: int
     host_mapped_bytes: int
     seconds: float
+    work_bytes: int
     device_bytes: int
     token_bytes: int
     tokens_per_s: float | None
@@ -73,12 +76,13 @@ def estimate(checkpoint: Checkpoint, config: ExportConfig) -> Estimate:
     return Estimate(
         device=device.name,
         kv=str(policy),
-        bundle_bytes=weights + _other_files(checkpoint, placed),
+        bundle_bytes=weights + _other_files(checkpoint, placed, config.adapt),
         weight_bytes=weights,
         kv_bytes=kv_bytes,
         host_bytes=cost.memory_bytes,
         host_mapped_bytes=cost.mapped_bytes,
         seconds=cost.seconds,
+        work_bytes=cost.work_bytes,
         device_bytes=RUNTIME + TOKENIZER * arch.vocabulary + touched + kv_bytes + _activations(arch, staging),
         token_bytes=token_bytes,
         tokens_per_s=rates[0],
@@ -93,11 +97,13 @@ def matrix_room(checkpoint: Checkpoint, config: ExportConfig) -> int:
     placed = planned(config, checkpoint)
     vectors = sum(-(-at.nbytes // ALIGNMENT) * ALIGNMENT for at in placed.values() if at.format is None)
     matrices = [rows * columns for _, (rows, columns) in arch.tensors() if columns]
-    return config.fit.matrix_bytes(sum(matrices), vectors + _other_files(checkpoint, placed) + LEVEL * len(matrices))
+    others = vectors + _other_files(checkpoint, placed, config.adapt) + LEVEL * len(matrices)
+    return config.fit.matrix_bytes(sum(matrices), others)
 
 
-def _other_files(checkpoint: Checkpoint, placed: dict[str, Placed]) -> int:
-    graph = decoder_graph(checkpoint.architecture, placed).ByteSize()
+def _other_files(checkpoint: Checkpoint, placed: dict[str, Placed], adapt: bool) -> int:
+    makers = [decoder_graph, *([adapt_graph, head_graph] if adapt else [])]
+    graph = sum(make(checkpoint.architecture, placed).ByteSize() for make in makers)
     texts = (checkpoint.tokenizer_json(), checkpoint.chat_template or "")
     tables = len(vocabulary_tables(texts[0]) or b"")
     matrices = sum(at.format is not None for at in placed.values())

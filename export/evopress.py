@@ -28,12 +28,14 @@ Score = Callable[[list[Choice], int], list[float]]
 
 @dataclass(frozen=True)
 class Parent:
-    """The best choice so far, its loss at the last stage, and after how many generations and seconds."""
+    """The best choice so far, its loss at the last stage, and after how many generations and seconds, of which the
+    longest generation took `longest`."""
 
     choice: Choice
     loss: float
     generation: int = 0
     seconds: float = 0.0
+    longest: float = 0.0
 
 
 def mutate(options: Options, parent: Choice, budget: int, draw: random.Random) -> Choice:
@@ -81,10 +83,9 @@ def evolve(
     a killed search goes on from.
     """
     parent = _read(record) or Parent(start, score([start], len(SURVIVORS) - 1)[0])
-    longest = 0.0
     for generation in range(parent.generation, GENERATIONS):
         progress(generation, GENERATIONS)
-        if parent.seconds + longest > 60 * minutes:
+        if parent.seconds + parent.longest > 60 * minutes:
             break
         begun = time.monotonic()
         draw = random.Random(f"{seed} {generation}")
@@ -97,9 +98,9 @@ def evolve(
             best, loss = [choice for _, choice in ranked], min(losses, default=parent.loss)
         better = bool(best) and loss < parent.loss
         taken = time.monotonic() - begun
-        longest = max(longest, taken)
         choice, loss = (best[0], loss) if better else (parent.choice, parent.loss)
-        parent = Parent(choice, loss, generation + 1, parent.seconds + taken)
+        longest = max(parent.longest, taken)
+        parent = Parent(choice, loss, generation + 1, parent.seconds + taken, longest)
         _write(record, parent)
     progress(GENERATIONS, GENERATIONS)
     return parent
@@ -108,7 +109,7 @@ def evolve(
 def _read(record: Path) -> Parent | None:
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
-        return Parent(tuple(found["choice"]), found["loss"], found["generation"], found["seconds"])
+        return Parent(tuple(found["choice"]), found["loss"], found["generation"], found["seconds"], found["longest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

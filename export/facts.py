@@ -93,6 +93,8 @@ def _kv(policy: KVPolicy) -> dict[str, Any]:
     facts: dict[str, Any] = {"policy": policy.name, "budget": policy.budget, "sinks": policy.sinks}
     if policy.name not in ("full", "window"):
         facts |= {name: getattr(policy, name) for name in ("recent", "forget", "queries", "heads", "prefill")}
+    facts |= {"layers": policy.layers} if policy.layers != "alike" else {}
+    facts |= {"pool": policy.pool} if policy.pool else {}
     return facts | ({"budgets": list(policy.budgets)} if policy.budgets else {})
 
 

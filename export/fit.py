@@ -64,7 +64,7 @@ def need(expected: Estimate, name: str) -> int:
     device every token reads them all."""
     return {
         "device": expected.device_bytes,
-        "disk": expected.bundle_bytes,
+        "disk": expected.bundle_bytes + expected.work_bytes,
         "host": expected.host_bytes - expected.host_mapped_bytes,
     }[name]
 
@@ -82,7 +82,7 @@ def refuse_unfit(checkpoint: Checkpoint, config: ExportConfig, expected: Estimat
     where = {
         "device": f"{_title(config)} has {has} of memory for a model, and this one needs {needs}: "
                   f"weights {size(expected.weight_bytes)}, KV cache {size(expected.kv_bytes)} ({expected.kv})",
-        "disk": f"the disk of {config.out} has {has} free, and the bundle needs {needs}",
+        "disk": f"the disk of {config.out} has {has} free, and the export needs {needs}",
         "host": f"this machine has {has} of memory free, and the export needs {needs}",
     }[short]  # fmt: skip
     found = [*_options(checkpoint, config, room, short), *_otherwise(checkpoint, config, expected, room, short)]

@@ -30,6 +30,7 @@ from edgellm.export.nodes import DATA, Placed
 from edgellm.export.pack import interleave, pack, stack
 from edgellm.export.packed_source import PackedSource
 from edgellm.export.plan import QKV, one_format, planned_format
+from edgellm.export.prefix_kv import prefix_budgets, whole
 from edgellm.export.references import References
 from edgellm.export.report import write_report
 from edgellm.export.search import levels_by_size, search
@@ -41,6 +42,7 @@ from edgellm.export.write import PartialBundle
 from edgellm.kernels.layout import Quantized
 from edgellm.runtime import load, manifest
 from edgellm.runtime.errors import EdgellmError
+from edgellm.runtime.kv_policy import KVPolicy
 from edgellm.runtime.perplexity import score
 
 Progress = Callable[[str, int, int], None]
@@ -127,6 +129,8 @@ def export(
             bundle.write("chat_template.jinja", checkpoint.chat_template.encode())
         # 5. Measure: the bundle itself on the device runtime, against torch with the same weights and the dense model.
         facts = describe(config, checkpoint, writing.placed, policy, bundle.facts())
+        if policy.layers == "prefix":
+            facts["kv"]["budgets"] = _layer_budgets(writing, facts, policy, text, progress)
         facts["parity"], facts["quality"] = _measure(writing, facts, text, progress)
         if config.adapt:
             facts["adapt"] = adapt_facts(arch, bundle.folder, facts, text, progress)
@@ -208,6 +212,18 @@ def _layer(writing: _Writing, layer: int, x: Tensor | None) -> Tensor | None:
     for role in (("qkv",) if "qkv" in joined else QKV) + ("o", "gate_up", "down"):
         writing.matrix(f"{at}.{role}", joined.get(role) or found[role])
     return x
+
+
+def _layer_budgets(
+    writing: _Writing, facts: dict[str, Any], policy: KVPolicy, text: Tensor, progress: Progress
+) -> list[int]:
+    """A KV budget for every layer, from what the unfinished bundle attends to in the text."""
+    context, threads = writing.checkpoint.architecture.context, torch.get_num_threads()
+    progress("KV budgets a layer", 0, 1)
+    session = load(writing.bundle.folder, whole(policy, context), threads, manifest=manifest.parse(facts))
+    found = prefix_budgets(session, policy, text.flatten().tolist())
+    progress("KV budgets a layer", 1, 1)
+    return list(found.budgets)
 
 
 def _measure(

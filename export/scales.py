@@ -39,11 +39,20 @@ def search(w: Tensor, importance: Tensor, bits: int, zero: str) -> Grid:
 
 def codes(w: Tensor, grid: Grid, bits: int) -> Tensor:
     """The nearest codes 0 ... 2^bits - 1, float32 [..., g], of weights [..., g]; 0 where the scale is 0 or infinite."""
+    inverse, low = reciprocal(grid)
+    return nearest(w, inverse[..., None], low[..., None], bits)
+
+
+def reciprocal(grid: Grid) -> Grid:
+    """(1 / scale, minimum), both 0 where the scale is 0 or one of them infinite."""
     scale, minimum = grid
     usable = torch.isfinite(scale) & (scale != 0) & torch.isfinite(minimum)
-    inverse = torch.where(usable, 1 / torch.where(usable, scale, 1), 0)
-    low = torch.where(usable, minimum, 0)
-    return (w - low[..., None]).mul_(inverse[..., None]).round_().clamp_(0, (1 << bits) - 1)
+    return torch.where(usable, 1 / torch.where(usable, scale, 1), 0), torch.where(usable, minimum, 0)
+
+
+def nearest(w: Tensor, inverse: Tensor, low: Tensor, bits: int) -> Tensor:
+    """The codes of weights, by what `reciprocal` gave."""
+    return (w - low).mul_(inverse).round_().clamp_(0, (1 << bits) - 1)
 
 
 def _symmetric(w: Tensor, kept: Tensor, bits: int) -> Iterator[Grid]:

@@ -18,7 +18,7 @@ from edgellm.export.bank import DENSE, Bank
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
 from edgellm.export.divergence import Divergence
-from edgellm.export.evopress import evolve
+from edgellm.export.evopress import Parent, evolve
 from edgellm.export.level import Level, Sparsity
 from edgellm.export.units import nbytes, offered, units
 from edgellm.runtime.errors import EdgellmError
@@ -70,19 +70,23 @@ def search(
         )
     bank = Bank(config, checkpoint, work / "bank")
     bank.fill(text[:-scored], lambda done, total: progress("levels", done, total))
-    stages = [Divergence(bank, text[-min(rows, scored) :]) for rows in STAGES]
+    found = choose(bank, text[-scored:], budget, config, work, progress)
+    levels = bank.levels(found.choice)
+    (work / FOUND).write_text(json.dumps({name: asdict(level) for name, level in levels.items()}), encoding="utf-8")
+    return levels
+
+
+def choose(bank: Bank, text: Tensor, budget: int, config: ExportConfig, work: Path, progress: Progress) -> Parent:
+    """The search over a filled bank: text int64 [N, T] is scored on, config gives seed and minutes."""
+    stages = [Divergence(bank, text[-rows:]) for rows in STAGES]
     weights = [sum(rows * columns for rows, columns in map(bank.arch.shape, unit.members)) for unit in bank.units]
     options = _options(bank, weights, stages[0], work / "costs.json", progress)
     starts = [allocate(options, weights, budget), *uniform(bank, options, budget)]
     losses = stages[-1].of(starts)
-    start = starts[losses.index(min(losses))]
-    found = evolve(
-        options, start, budget, lambda choices, stage: stages[stage].of(choices), config.seed, config.fit_minutes,
-        work / "parent.json", lambda done, total: progress("search", done, total),
+    return evolve(
+        options, starts[losses.index(min(losses))], budget, lambda choices, stage: stages[stage].of(choices),
+        config.seed, config.fit_minutes, work / "parent.json", lambda done, total: progress("search", done, total),
     )  # fmt: skip
-    levels = bank.levels(found.choice)
-    (work / FOUND).write_text(json.dumps({name: asdict(level) for name, level in levels.items()}), encoding="utf-8")
-    return levels
 
 
 def _read(record: Path) -> dict[str, Level] | None:

@@ -19,14 +19,26 @@ OPERATORS = 4
 
 def library_path() -> Path:
     """Where the operators' library lies. Raises FileNotFoundError when this build has none (a pure-Python wheel)."""
+    return _installed(_NAME)
+
+
+def cmake_prefix() -> Path:
+    """What CMake's find_package(edgellm) wants in CMAKE_PREFIX_PATH: libedgellm.so lies there, edgellm.h in include/.
+
+    Raises FileNotFoundError where the package was not installed as a wheel.
+    """
+    return _installed("lib/cmake/edgellm/edgellmConfig.cmake").parents[3]
+
+
+def _installed(name: str) -> Path:
     import edgellm.kernels
 
     # An editable install keeps Python here and CMake's output in site-packages: __path__ has both.
     for folder in edgellm.kernels.__path__:
-        path = Path(folder) / _NAME
+        path = Path(folder) / name
         if path.is_file():
             return path
-    raise FileNotFoundError(f"{_NAME} is not in {', '.join(edgellm.kernels.__path__)}")
+    raise FileNotFoundError(f"{name} is not in {', '.join(edgellm.kernels.__path__)}")
 
 
 @cache

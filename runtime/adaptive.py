@@ -6,7 +6,7 @@ had been tried, token for token. What was learned is forgotten with the answer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -49,7 +49,8 @@ class AdaptiveGeneration(Iterator[str]):
     """Iterate for pieces of text; then read `result` and `report`. The first pieces wait for the gate's tokens.
 
     gate: None takes the bundle's. The session is given back as it was lent, without the sequence where it adapted.
-    Raises UsageError for a bundle that cannot adapt, and as Session.stream does.
+    Who does not iterate to the end must `close`. Raises UsageError for a bundle that cannot adapt, and as
+    Session.stream does.
     """
 
     def __init__(
@@ -78,7 +79,11 @@ class AdaptiveGeneration(Iterator[str]):
     def __next__(self) -> str:
         return next(self._pieces)
 
-    def _run(self) -> Iterator[str]:
+    def close(self) -> None:
+        """Give the session back before the answer is over."""
+        self._pieces.close()
+
+    def _run(self) -> Generator[str]:
         session, watch, held = self._session, self._watch, []
         for piece in self._base:
             held.append(piece)

@@ -41,7 +41,7 @@ class CohortSettings:
 
     tokens: int = 4
     prefix: int = 8
-    rate: float = 0.01
+    rate: float = 0.002
     radius: float = 0.1
     kl_weight: float = 1.0
     most_kl: float = 0.5

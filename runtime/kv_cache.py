@@ -16,7 +16,7 @@ from edgellm.runtime.backend import Backend
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.cursor import Cursor
 from edgellm.runtime.errors import UsageError
-from edgellm.runtime.kv_policy import KVPolicy
+from edgellm.runtime.kv_policy import NORMED, KVPolicy
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,31 @@ class KVCache:
         """The share of attention ever paid (as the scores count it) that tokens still held received: mean over heads.
 
         group: query heads a KV head. None where it cannot be told: a window that evicted has no scores, and the largest
-        of several heads' attention has no sum to compare with.
+        of several heads' or tokens' attention has no sum to compare with.
         """
         policy, cursor = self._cursor.policy, self._cursor
         if not any(cursor.evicted):
             return 1.0
         paid = sum(cursor.votes) * (group if policy.heads == "sum" else 1)
-        if policy.number != SCORE or policy.heads == "max" or not paid:
+        if policy.number != SCORE or policy.heads == "max" or policy.pool or not paid:
             return None
-        kept = []
-        for layer in range(self._layout.layers):
-            score = self.backend.read_slots(f"score.{layer}", cursor.slots(layer))
-            older = score[..., OLDER] if policy.queries else 0.0
-            kept.append((score[..., ATTENTION] + older).sum(axis=1, dtype=np.float64) / paid)
+        kept = [self._paid(layer)[0].sum(axis=1, dtype=np.float64) / paid for layer in range(self._layout.layers)]
         return min(1.0, float(np.mean(kept)))
+
+    def importance(self, layer: int) -> NDArray[np.float32]:
+        """What a layer's tokens are ranked by, [kv_heads, tokens]: in the sequence's order where nothing was evicted.
+
+        The policy must score.
+        """
+        paid, score = self._paid(layer)
+        ranked: NDArray[np.float32] = paid * score[..., NORM] if self._cursor.policy.name in NORMED else paid
+        return ranked
+
+    def _paid(self, layer: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(attention that tokens received and that counts [kv_heads, tokens], all planes of their scores)."""
+        score = self.backend.read_slots(f"score.{layer}", self._cursor.slots(layer))
+        older = score[..., OLDER] if self._cursor.policy.queries else np.float32(0)
+        return score[..., ATTENTION] + older, score
 
     def run(self, ids: NDArray[np.int64], rows: NDArray[np.int64], counted: int | None = None) -> NDArray[np.float32]:
         """Append ids [T], at most `staging`; logits [R, V] of `rows`.
@@ -95,7 +106,13 @@ class KVCache:
 
     def prune(self) -> None:
         """From the next run on the policy's budgets hold again."""
-        self._cursor.budgets = self._cursor.own_budgets
+        cursor = self._cursor
+        cursor.budgets = cursor.own_budgets
+        for layer in range(self._layout.layers) if cursor.policy.pool else ():
+            slots = cursor.slots(layer)
+            score = self.backend.read_slots(f"score.{layer}", slots)
+            position = self.backend.read_slots(f"position.{layer}", slots)
+            self.backend.write_slots(f"score.{layer}", slots, pooled(score, position, cursor.policy.pool))
 
     def follow(self, policy: KVPolicy) -> None:
         """From the next run on another policy evicts, by the scores that there are. The buffers stay as they are.
@@ -105,6 +122,7 @@ class KVCache:
         if policy.planes > self._usual.policy.planes or max(policy.layer_budgets(1)) > max(self._usual.budgets):
             raise UsageError(f"a cache made for {self._usual.policy} cannot go on as {policy}")
         self._cursor.follow(policy)
+        self.prune()
 
     def copy(self) -> CacheCopy:
         """What `paste` puts back."""
@@ -187,3 +205,19 @@ class KVCache:
             layout = self._usual if tuple(needed) == self._usual.budgets else self._layout.of(needed)
             self.backend.resize(layout)
             self._layout = layout
+
+
+def pooled(score: NDArray[np.float32], position: NDArray[np.int32], width: int) -> NDArray[np.float32]:
+    """Scores [kv_heads, tokens, planes] whose attention planes are the largest of the `width` tokens around each, in
+    the order of position [kv_heads, tokens]; the norms stay.
+
+        pooled[t] = max(score[t - width // 2], …, score[t + width // 2])
+    """
+    order = np.argsort(position, axis=1)[..., None]
+    found: NDArray[np.float32] = score.copy()
+    for plane in [plane for plane in range(score.shape[2]) if plane != NORM]:
+        ranked = np.take_along_axis(score[..., plane : plane + 1], order, axis=1)[..., 0]
+        padded = np.pad(ranked, ((0, 0), (width // 2, width // 2)), constant_values=-np.inf)
+        largest = np.lib.stride_tricks.sliding_window_view(padded, width, axis=1).max(axis=2)
+        np.put_along_axis(found[..., plane : plane + 1], order, largest[..., None], axis=1)
+    return found

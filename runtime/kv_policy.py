@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgellm.kernels.control import FULL, HEADS, MILLION, SCORE, WINDOW, Control
 from edgellm.runtime.errors import UsageError
+from edgellm.runtime.layer_budgets import spread
 
 SINKS = 4  # StreamingLLM (arXiv:2309.17453) keeps the first four tokens
 POLICIES: dict[str, dict[str, Any]] = {
@@ -24,7 +25,11 @@ POLICIES: dict[str, dict[str, Any]] = {
 """Every policy with the settings in which it differs from KVPolicy's defaults."""
 NORMED = ("vatp", "vatp-window")  # the policies that multiply by the value's l1 norm: VATP (arXiv:2406.12335)
 PREFILLS = ("chunked", "whole")
-SETTINGS = {"sinks": int, "recent": float, "forget": float, "queries": int, "heads": str, "prefill": str}
+LAYERS = ("alike", "prefix")
+SETTINGS = {
+    "sinks": int, "recent": float, "forget": float, "queries": int, "heads": str, "prefill": str, "layers": str,
+    "pool": int,
+}  # fmt: skip
 FORMS = (
     "Expected full, or POLICY:BUDGET with POLICY one of full, window, vatp, vatp-window, h2o, a2sf, tova, "
     "e.g. --kv vatp:512 or --kv h2o:512,sinks=20"
@@ -40,7 +45,10 @@ class KVPolicy:
     of which a share `forget` stays with every later query, over the last `queries` queries to twice as many (0: all);
     `heads`: "sum" | "mean" | "max" over the query heads of a KV head. TOVA's paper evicts in all heads alike.
     prefill: "chunked" evicts while a prompt is read, in bounded memory; "whole" after it was read, as the papers do:
-    until the next run the cache is as long as the prompt. budgets: one a layer, or none: `budget` for all.
+    until the next run the cache is as long as the prompt. layers: "alike", or "prefix": each has a budget of its own,
+    `budget` being their mean (edgellm.export.prefix_kv). pool: when a prompt that was read whole is pruned, a token
+    counts as much as the best of the `pool` ones around it (SnapKV, arXiv 2404.14469; 0: only itself). budgets: one a
+    layer, or none: `budget` for all.
     """
 
     name: str
@@ -51,6 +59,8 @@ class KVPolicy:
     queries: int = 0
     heads: str = "sum"
     prefill: str = "chunked"
+    layers: str = "alike"
+    pool: int = 0
     budgets: tuple[int, ...] = ()
 
     @property
@@ -66,6 +76,13 @@ class KVPolicy:
     def layer_budgets(self, layers: int) -> tuple[int, ...]:
         """The budget of every layer."""
         return self.budgets or (self.budget,) * layers
+
+    @property
+    def least(self) -> int:
+        """The smallest budget that holds sinks, recent tokens and one more."""
+        if self.recent < 1:
+            return math.ceil((self.sinks + 1) / (1 - self.recent))
+        return self.sinks + int(self.recent) + 1
 
     def recent_tokens(self, budget: int) -> int:
         """`recent` in tokens."""
@@ -122,7 +139,11 @@ def _check_settings(policy: KVPolicy) -> None:
         raise UsageError(f"forget={policy.forget}; expected 0 (only the last query counts) to 1 (all alike)")
     if not 0 <= policy.queries < 2**31:
         raise UsageError(f"queries={policy.queries}; expected 0 (all) or how many of the last ones count")
-    for name, known in (("heads", HEADS), ("prefill", PREFILLS)):
+    if policy.pool and (policy.pool % 2 == 0 or policy.pool > 99):
+        raise UsageError(f"pool={policy.pool}; expected 0, or an odd number of tokens below 100")
+    if policy.pool and policy.prefill != "whole":
+        raise UsageError(f"pool={policy.pool} is for prompts that are read whole", "Add prefill=whole.")
+    for name, known in (("heads", HEADS), ("prefill", PREFILLS), ("layers", LAYERS)):
         if getattr(policy, name) not in known:
             raise UsageError(f"{name}={getattr(policy, name)}; expected {' or '.join(known)}")
 
@@ -138,9 +159,10 @@ def _check_budget(policy: KVPolicy, budget: int, context: int) -> None:
         raise UsageError(told, f"Give fewer, e.g. --kv {policy.name}:{budget},sinks=4,recent=0.25.")
 
 
-def parse_kv(text: str, context: int) -> KVPolicy:
+def parse_kv(text: str, context: int, needs: Sequence[int] | None = None) -> KVPolicy:
     """Read "full", "full:1024", "vatp:512" or "h2o:512,sinks=20,prefill=whole" for a model of `context` tokens.
 
+    needs: the budgets a layer of a bundle ([]: it has none), by which layers=prefix shares this budget; None: as is.
     Raises UsageError, as kv_policy does.
     """
     head, *given = text.strip().split(",")
@@ -151,7 +173,12 @@ def parse_kv(text: str, context: int) -> KVPolicy:
         raise UsageError(f'KV policy "{text}" has no budget', FORMS)
     elif colon and not _is_count(number):
         raise UsageError(f'KV budget "{number}" is not a number of tokens', FORMS)
-    return kv_policy(name, int(number or 0), context, **dict(_setting(part) for part in given))
+    policy = kv_policy(name, int(number or 0), context, **dict(_setting(part) for part in given))
+    if policy.layers == "alike" or needs is None:
+        return policy
+    if not needs:
+        raise UsageError(f"{text}: this bundle has no budgets a layer", f"Export it with --kv {text}.")
+    return replace(policy, budgets=spread(needs, policy.budget, policy.least, context))
 
 
 def _is_count(text: str) -> bool:

@@ -39,7 +39,7 @@ def load(
     folder = Path(path)
     manifest = manifest or read_manifest(folder, verify)
     model = manifest.model
-    policy = _default_policy(manifest) if kv is None else parse_kv(kv, model.context)
+    policy = _default_policy(manifest) if kv is None else parse_kv(kv, model.context, manifest.kv.budgets)
     layout = cache_layout(manifest, policy, min(CHUNK, model.context))
     tokenizer = read_tokenizer(folder, model.vocabulary, TABLES in manifest.files)
     backend = _backend(folder, manifest, layout, threads)

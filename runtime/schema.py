@@ -69,6 +69,8 @@ class KVDefaults:
     queries: int | None = None
     heads: str | None = None
     prefill: str | None = None
+    layers: str | None = None
+    pool: int | None = None
     budgets: list[int] = field(default_factory=list)
     bits: int = 16
 
@@ -78,7 +80,7 @@ class KVDefaults:
 
     def settings(self) -> dict[str, Any]:
         """What is given beside policy and budgets."""
-        names = ("sinks", "recent", "forget", "queries", "heads", "prefill")
+        names = ("sinks", "recent", "forget", "queries", "heads", "prefill", "layers", "pool")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

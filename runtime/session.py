@@ -93,6 +93,10 @@ class Session:
         """The share of attention paid so far that went to tokens still held (KVCache.coverage); reads all scores."""
         return self._cache.coverage(self.manifest.model.heads // self.manifest.model.kv_heads)
 
+    def kv_importance(self, layer: int) -> NDArray[np.float32]:
+        """What the policy ranks a layer's tokens by (KVCache.importance)."""
+        return self._cache.importance(layer)
+
     @cached_property
     def limit(self) -> int:
         """Tokens of prompt and continuation: the context, or less where a full cache has a smaller budget.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from tests.bundles import make_bundle
 from tests.conftest import ROOT
+from tests.door import onnxruntime_file
 
 LARGEST_MB = 120
 
@@ -64,6 +66,38 @@ def test_it_generates_there_what_it_generates_here(device_python: Path, tiny_mod
     assert here.text.startswith(there["text"])  # the command stops at a stop token, which a random model may say
     assert there["new_tokens"] > 0
     assert set(there) >= {"prompt_tokens", "load_s", "prefill_s", "decode_s", "decode_tokens_per_s", "peak_rss_bytes"}
+
+
+PROJECT = """cmake_minimum_required(VERSION 3.25)
+project(hello LANGUAGES CXX)
+find_package(edgellm 0.1 REQUIRED)
+add_executable(hello {source})
+target_link_libraries(hello edgellm::edgellm)
+"""
+
+
+def test_a_cmake_project_finds_the_c_api_there(device_python: Path, tiny_model: Path, tmp_path: Path) -> None:
+    if not shutil.which("cmake") or not shutil.which("c++"):
+        pytest.skip("no cmake or no C++ compiler here")
+    from edgellm.runtime import load
+
+    prefix = run(device_python, "from edgellm.kernels.library import cmake_prefix; print(cmake_prefix())").strip()
+    assert {"libedgellm.so", "libedgellm_ort.so", "include", "lib"} <= {path.name for path in Path(prefix).iterdir()}
+    assert not list(Path(prefix).rglob("*.cc")) + list(Path(prefix).rglob("engine/*"))
+    (tmp_path / "CMakeLists.txt").write_text(PROJECT.format(source=ROOT / "examples/hello.cc"))
+    for command in (
+        ["cmake", "-S", ".", "-B", "build", f"-DCMAKE_PREFIX_PATH={prefix}"],
+        ["cmake", "--build", "build"],
+    ):
+        built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert built.returncode == 0, built.stdout + built.stderr
+    make_bundle(tiny_model, tmp_path / "bundle", bits=8)
+    expected = load(tmp_path / "bundle").generate("The sea", max_new_tokens=20)
+    where = os.environ | {"EDGELLM_ONNXRUNTIME": str(onnxruntime_file())}  # `make device` leaves it out
+    told = subprocess.run(
+        [tmp_path / "build" / "hello", tmp_path / "bundle", "The sea", "20"], capture_output=True, text=True, env=where
+    )
+    assert (told.returncode, told.stdout) == (0, expected.text), told.stderr
 
 
 def test_doctor_passes_there(device_python: Path) -> None:

@@ -22,6 +22,7 @@ from edgellm.runtime.manifest import dump, seal
 from edgellm.runtime.session import Session
 from tests.bundles import make_bundle
 from tests.conftest import write_folder
+from tests.door import Door
 
 IDS = [(7 * i * i + i) % 317 + 3 for i in range(256)]
 SMALL = {"vatp": ",sinks=4,recent=0.25", "vatp-window": ",sinks=4,queries=30"}
@@ -118,6 +119,18 @@ def test_a_file_of_other_bits_is_refused(bundle: Path, int8_bundle: Path, tmp_pa
     np.testing.assert_array_equal(decoded(again), decoded(session))
     with pytest.raises(PromptCacheError, match="keys and values of 8 bits; this bundle's cache has 16"):
         load(bundle, threads=1).restore_cache(tmp_path / "cache")
+
+
+def test_the_c_library_holds_the_same_int8_cache(int8_bundle: Path) -> None:
+    try:
+        door = Door(int8_bundle, kv=b"vatp:64,sinks=4", threads=1)
+    except FileNotFoundError as error:
+        pytest.skip(f"{error} was not built")
+    session = load(int8_bundle, kv="vatp:64,sinks=4", threads=1)
+    door.prompt(IDS[:200])
+    expected = session.prefill(IDS[:200])
+    assert door.facts().kv_bytes == session.kv_bytes
+    np.testing.assert_array_equal(door.logits(), expected)
 
 
 def test_large_key_biases_cost_8_bits_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Writes kernels/engine/unicode_tables.inc: python -m tests.unicode_tables > kernels/engine/unicode_tables.inc
 
-Letters, numbers, marks and digits are asked of `tokenizers` itself, whose Unicode is newer than Python's; NFC's parts
-come from Python's unicodedata, and where `tokenizers` composes otherwise the test of the C++ tokenizer says so.
+All is asked of `tokenizers` itself: the Unicode of its patterns is newer than Python's, that of its NFC older. Python's
+unicodedata says which characters have a combining class or a decomposition at all.
 """
 
 from __future__ import annotations
@@ -53,12 +53,18 @@ def ranges(belongs: Callable[[str], bool]) -> Iterator[int]:
 def classes() -> Iterator[int]:
     """(first, last, canonical combining class) of runs alike, classes other than 0."""
     numbers = [(code, unicodedata.combining(chr(code))) for code in CODES]
-    marked = [(code, kind) for code, kind in numbers if kind]
+    marked = [(code, kind) for code, kind in numbers if kind and reordered(chr(code), kind)]
     before = 0
     for (_, kind), run in groupby(enumerate(marked), lambda pair: (pair[1][0] - pair[0], pair[1][1])):
         codes = [code for _, (code, _) in run]
         yield from (codes[0] - before, codes[-1] - codes[0], kind)
         before = codes[-1]
+
+
+def reordered(mark: str, kind: int) -> bool:
+    """Whether NFC puts a mark of this class in its place beside one of class 1, or of 230."""
+    given, sorted_ = (f"q{mark}\u0334", f"q\u0334{mark}") if kind > 1 else (f"q\u0301{mark}", f"q{mark}\u0301")
+    return NFC.normalize_str(given) == sorted_
 
 
 def compositions() -> Iterator[int]:
@@ -73,6 +79,8 @@ def compositions() -> Iterator[int]:
             continue
         first, second = ([int(part, 16) for part in parts.split()] + [0])[:2]
         composed = NFC.normalize_str(chr(code)) == chr(code)
+        if composed and NFC.normalize_str(f"{chr(first)}{chr(second)}") != chr(code):
+            continue  # newer than its NFC
         yield from (code - before, first, second, int(composed))
         before = code
 

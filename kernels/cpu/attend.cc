@@ -24,7 +24,9 @@
 namespace edgellm {
 namespace {
 
-constexpr int64_t kBlock = 64;     // slots widened to float32 at once: keys and values of 64 dimensions stay in L1
+constexpr int64_t kBlock = 128;    // slots between two looks at the running maximum
+constexpr int64_t kWiden = 64;     // slots widened to float32 at once: of 64 dimensions they stay in L1
+constexpr int64_t kFetched = 32;   // slots whose values are fetched at once
 constexpr int64_t kFewRows = 8;   // rows that read halves; more share keys and values that were widened once
 constexpr int64_t kSegment = 512;  // slots a task of decoding
 constexpr int64_t kRows = 24;      // query rows (tokens times heads of a group) a task of prefill
@@ -66,46 +68,58 @@ struct Task {
     static thread_local std::vector<float> wide, s;  // grow to the largest once, then stay
     const int dim = int(a.head_dim), stride = int(kBlock), count = int(rows());
     const bool few = rows() <= kFewRows;
-    if (!few) wide.resize(size_t(kBlock * dim));
+    if (!few) wide.resize(size_t(kWiden * dim));
     s.resize(size_t(rows() * kBlock));
     for (int64_t from = begin; from < end; from += kBlock) {
       const int64_t n = std::min(kBlock, end - from);
       if (a.window && !near(from, n)) continue;
-      // Committed and staged slots each lie side by side.
-      const int64_t split = std::max<int64_t>(0, std::min(n, seen.committed - from));
-      const int parts[2][2] = {{0, int(split)}, {int(split), int(n - split)}};
-      for (const auto& [at, size] : parts) {
+      each_run(from, n, few ? kFetched : kWiden, [&](int64_t at, int size) {
         const uint8_t* keys = slot(cache.key, from + at);
+        if (few) fetch(slot(cache.value, from + at), size);
         if (!few)
-          widen(keys, size, wide.data() + at * dim, isa);
+          widen(keys, size, wide.data(), isa), isa.scores(q, count, wide.data(), size, dim, s.data() + at, stride);
         else if (cache.int8)
           isa.scores_int8(q, count, reinterpret_cast<const int8_t*>(keys), size, dim, s.data() + at, stride);
         else
           isa.scores_half(q, count, reinterpret_cast<const uint16_t*>(keys), size, dim, s.data() + at, stride);
-      }
-      if (!few) isa.scores(q, count, wide.data(), int(n), dim, s.data(), stride);
-      if (cache.int8) times_scales(cache.key, from, n, s.data());
+        if (cache.int8) times_scales(keys, size, s.data() + at);
+      });
       for (int64_t row = 0; row < rows(); ++row) {
         weigh(row, from, n, &s[size_t(row * kBlock)], out, isa);
         if (paid) paid->keep(row, from, n, &s[size_t(row * kBlock)], out.most[size_t(row)]);
       }
-      if (cache.int8) times_scales(cache.value, from, n, s.data());
-      for (const auto& [at, size] : parts) {
+      each_run(from, n, few ? kBlock : kWiden, [&](int64_t at, int size) {
         const uint8_t* values = slot(cache.value, from + at);
+        if (cache.int8) times_scales(values, size, s.data() + at);
         if (!few)
-          widen(values, size, wide.data() + at * dim, isa);
+          widen(values, size, wide.data(), isa), isa.mix(s.data() + at, stride, count, wide.data(), size, dim, out.y.data());
         else if (cache.int8)
           isa.mix_int8(s.data() + at, stride, count, reinterpret_cast<const int8_t*>(values), size, dim, out.y.data());
         else
           isa.mix_half(s.data() + at, stride, count, reinterpret_cast<const uint16_t*>(values), size, dim, out.y.data());
-      }
-      if (!few) isa.mix(s.data(), stride, count, wide.data(), int(n), dim, out.y.data());
+      });
     }
   }
 
  private:
   // Where slot i of those seen lies in key or value.
   const uint8_t* slot(void* buffer, int64_t i) const { return cache.row(buffer, head, seen.slot(i), a.head_dim); }
+
+  // body(first, count) for runs of at most `most` of n slots from `from` on that lie side by side, as committed and staged
+  // ones each do.
+  template <typename Body>
+  void each_run(int64_t from, int64_t n, int64_t most, Body body) const {
+    const int64_t split = std::max<int64_t>(0, std::min(n, seen.committed - from));
+    for (int64_t at = 0, size; at < n; at += size) {
+      size = std::min(most, (at < split ? split : n) - at);
+      body(at, int(size));
+    }
+  }
+
+  // Values that will be mixed once their weights are known: that goes too fast to fetch them by itself.
+  void fetch(const uint8_t* values, int count) const {
+    for (const uint8_t* end = values + count * cache.row_bytes(a.head_dim); values < end; values += 64) __builtin_prefetch(values);
+  }
 
   // Slots side by side as floats, codes without their scales.
   void widen(const uint8_t* rows, int count, float* to, const Isa& isa) const {
@@ -115,12 +129,12 @@ struct Task {
       isa.from_int8(reinterpret_cast<const int8_t*>(rows), to + j * dim, dim);
   }
 
-  // All rows of s times the scales of n slots, which products of codes lack.
-  void times_scales(void* buffer, int64_t from, int64_t n, float* s) const {
+  // All rows of s times the scales of n slots side by side, which products of codes lack.
+  void times_scales(const uint8_t* slots, int n, float* s) const {
     float scale[kBlock];
-    for (int64_t j = 0; j < n; ++j) scale[j] = scale_of(slot(buffer, from + j), a.head_dim);
+    for (int j = 0; j < n; ++j, slots += cache.row_bytes(a.head_dim)) scale[j] = scale_of(slots, a.head_dim);
     for (int64_t row = 0; row < rows(); ++row, s += kBlock)
-      for (int64_t j = 0; j < n; ++j) s[j] *= scale[j];
+      for (int j = 0; j < n; ++j) s[j] *= scale[j];
   }
 
   int64_t oldest(int64_t t) const { return run.positions[t] - a.window + 1; }

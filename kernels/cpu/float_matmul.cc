@@ -13,24 +13,29 @@
 namespace edgellm {
 namespace {
 
-constexpr int kRowBlock = 64;  // their sums stay in the first cache beside a tile
+constexpr int kRowBlock = 64;  // their sums stay in the first cache beside a tile's weights
+constexpr int kPanels = 4;     // of a product forwards: 64 outputs, so that many sums are under way at once
 
-// A tile as floats: w[out * out_step + in * in_step], from int8 in quad order (isa.h).
-template <int kOutStep, int kInStep>
-void widen(const Format& f, const uint8_t* bytes, const TileScales& s, const Isa& isa, float* w) {
+// One tile by Isa::widen_columns or widen_rows.
+template <auto kWiden>
+void widen(const Format& f, const uint8_t* bytes, const TileScales& s, const Isa& isa, float* w, int step, int quad_step) {
   alignas(64) int8_t weight[kPanel * kTile], kept[kPanel * kTile];
-  isa.unpack(f, bytes, weight, f.minimum ? kept : nullptr);
-  const int quads = 16 / f.groups_per_tile();
-  for (int quad = 0; quad < 16; ++quad) {
-    const float *scale = s.scale[quad / quads], *minimum = s.minimum[quad / quads];
-    float* to = w + quad * 4 * kInStep;
-    const int8_t *from = weight + quad * kPanel * 4, *mask = kept + quad * kPanel * 4;
-    for (int out = 0; out < kPanel; ++out)
-      for (int i = 0; i < 4; ++i) to[out * kOutStep + i * kInStep] = scale[out] * float(from[out * 4 + i]);
-    if (!f.minimum) continue;
-    for (int out = 0; out < kPanel; ++out)
-      for (int i = 0; i < 4; ++i) to[out * kOutStep + i * kInStep] += minimum[out] * float(mask[out * 4 + i]);
+  const bool masked = f.minimum && f.sparse();
+  isa.unpack(f, bytes, weight, masked ? kept : nullptr);
+  const int groups = f.groups_per_tile(), quads = 16 / groups;
+  for (int g = 0; g < groups; ++g) {
+    const int skip = g * quads * kPanel * 4;
+    (isa.*kWiden)(weight + skip, masked ? kept + skip : nullptr, quads, s.scale[g], f.minimum ? s.minimum[g] : nullptr,
+                  w + g * quads * quad_step, step);
   }
+}
+
+// A tile's bytes; scales: those of its run.
+const uint8_t* at(const Format& f, const uint8_t* tiles, int64_t panel, int64_t tile, TileScales& scales, const Isa& isa) {
+  const int64_t run = tile / f.tiles_per_run(), inner = tile % f.tiles_per_run();
+  const uint8_t* head = tiles + size_t(panel) * f.panel_bytes() + size_t(run) * f.run_bytes();
+  scales.read(f, head, isa);
+  return head + f.scale_bytes() + size_t(inner) * f.tile_bytes();
 }
 
 int64_t blocks(int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
@@ -40,21 +45,28 @@ int64_t blocks(int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
 void exact_matmul(const Format& f, const float* x, int64_t rows, const uint8_t* tiles, const float* bias, float* y,
                   const Pool& pool) {
   const Isa& isa = edgellm::isa();
+  const int64_t wide = (f.panels() + kPanels - 1) / kPanels;
   auto part = [&](size_t task) {
-    alignas(64) float w[kTile * kPanel], sum[kRowBlock * kPanel];
-    const int64_t panel = int64_t(task) / blocks(rows), first = int64_t(task) % blocks(rows) * kRowBlock;
-    const int64_t out = panel * kPanel;
-    const int count = int(std::min<int64_t>(kRowBlock, rows - first)), outputs = int(std::min<int64_t>(kPanel, f.n_out - out));
-    std::fill(sum, sum + count * kPanel, 0.0f);
-    for_tiles(f, tiles + size_t(panel) * f.panel_bytes(), isa, [&](int64_t tile, const uint8_t* bytes, const TileScales& s) {
-      widen<1, kPanel>(f, bytes, s, isa, w);
-      isa.mix(x + first * f.k_in + tile * kTile, int(f.k_in), count, w, kTile, kPanel, sum);
-    });
+    constexpr int kOut = kPanels * kPanel;
+    alignas(64) float w[kTile * kOut] = {}, sum[kRowBlock * kOut] = {};
+    TileScales scales[kPanels];
+    const int64_t panel = int64_t(task) / blocks(rows) * kPanels, first = int64_t(task) % blocks(rows) * kRowBlock;
+    const int count = int(std::min<int64_t>(kRowBlock, rows - first));
+    const int panels = int(std::min<int64_t>(kPanels, f.panels() - panel));
+    for (int64_t tile = 0; tile < f.tiles(); ++tile) {
+      for (int i = 0; i < panels; ++i)
+        widen<&Isa::widen_columns>(f, at(f, tiles, panel + i, tile, scales[i], isa), scales[i], isa, w + i * kPanel, kOut,
+                                   4 * kOut);
+      isa.mix(x + first * f.k_in + tile * kTile, int(f.k_in), count, w, kTile, kOut, sum);
+    }
+    const int outputs = int(std::min<int64_t>(kOut, f.n_out - panel * kPanel));
     for (int row = 0; row < count; ++row)
-      for (int i = 0; i < outputs; ++i)
-        y[(first + row) * f.n_out + out + i] = sum[row * kPanel + i] + (bias ? bias[out + i] : 0.0f);
+      for (int i = 0; i < outputs; ++i) {
+        const int64_t out = panel * kPanel + i;
+        y[(first + row) * f.n_out + out] = sum[row * kOut + i] + (bias ? bias[out] : 0.0f);
+      }
   };
-  parallel(pool, size_t(f.panels() * blocks(rows)), part);
+  parallel(pool, size_t(wide * blocks(rows)), part);
 }
 
 void nm_matmul_t(const Format& f, const float* dy, int64_t rows, const uint8_t* tiles, float* dx, const Pool& pool) {
@@ -63,13 +75,10 @@ void nm_matmul_t(const Format& f, const float* dy, int64_t rows, const uint8_t* 
     alignas(64) float w[kPanel * kTile], sum[kRowBlock * kTile];
     TileScales scales;
     const int64_t tile = int64_t(task) / blocks(rows), first = int64_t(task) % blocks(rows) * kRowBlock;
-    const int64_t run = tile / f.tiles_per_run(), inner = tile % f.tiles_per_run();
     const int count = int(std::min<int64_t>(kRowBlock, rows - first));
     std::fill(sum, sum + count * kTile, 0.0f);
     for (int64_t panel = 0; panel < f.panels(); ++panel) {
-      const uint8_t* head = tiles + size_t(panel) * f.panel_bytes() + size_t(run) * f.run_bytes();
-      scales.read(f, head, isa);
-      widen<kTile, 1>(f, head + f.scale_bytes() + size_t(inner) * f.tile_bytes(), scales, isa, w);
+      widen<&Isa::widen_rows>(f, at(f, tiles, panel, tile, scales, isa), scales, isa, w, kTile, 4);
       const int outputs = int(std::min<int64_t>(kPanel, f.n_out - panel * kPanel));
       isa.mix(dy + first * f.n_out + panel * kPanel, int(f.n_out), count, w, outputs, kTile, sum);
     }

@@ -85,6 +85,13 @@ struct Isa {
   void (*to_half)(const float* x, uint16_t* y, int n);
   void (*from_half)(const uint16_t* x, float* y, int n);
   void (*from_int8)(const int8_t* x, float* y, int n);
+
+  // Quads of an unpacked tile as floats, scale[out] * weight + minimum[out] * kept; minimum null: none, kept null: all
+  // are. Columns: w[input * step + out], rows: w[out * step + input], inputs counted from these quads' first.
+  void (*widen_columns)(const int8_t* weight, const int8_t* kept, int quads, const float* scale, const float* minimum,
+                        float* w, int step);
+  void (*widen_rows)(const int8_t* weight, const int8_t* kept, int quads, const float* scale, const float* minimum,
+                     float* w, int step);
 };
 
 // What unpack subtracts so that a code fits int8: the zero point, or 128 for 8 bits with a minimum, 0 for 4 with one.

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/widen.h"
 
 namespace edgellm {
 namespace {
@@ -183,6 +184,6 @@ void from_int8(const int8_t* x, float* y, int n) {
 
 const Isa kPortable = {"portable",   decoder, arrange,       unpack, accumulate, quantize, scores<float>, mix<float>,
                        scores<uint16_t>, mix<uint16_t>, scores<int8_t>, mix<int8_t>, largest, exponentials,
-                       silu, gelu_tanh, to_half, from_half, from_int8};
+                       silu, gelu_tanh, to_half, from_half, from_int8, to_floats<true>, to_floats<false>};
 
 }  // namespace edgellm

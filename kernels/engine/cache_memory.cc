@@ -6,6 +6,7 @@
 
 #include <sys/mman.h>
 
+#include "kernels/cpu/operators.h"
 #include "kernels/engine/error.h"
 
 namespace edgellm {
@@ -32,8 +33,9 @@ std::vector<Buffer> buffers_of(const CacheLayout& layout) {
   };
   for (size_t layer = 0; layer < layout.budgets.size(); ++layer) {
     const int64_t heads = layout.kv_heads, capacity = layout.budgets[layer] + layout.staging;
-    add("key.", layer, {heads, capacity, layout.head_dim}, ort::kFloat16, 2);
-    add("value.", layer, {heads, capacity, layout.head_dim}, ort::kFloat16, 2);
+    const int64_t row = layout.int8 ? layout.head_dim + kScaleBytes : layout.head_dim;
+    for (const char* kind : {"key.", "value."})
+      add(kind, layer, {heads, capacity, row}, layout.int8 ? ort::kInt8 : ort::kFloat16, layout.int8 ? 1 : 2);
     add("position.", layer, {heads, capacity}, ort::kInt32, 4);
     add("score.", layer, {heads, capacity, layout.planes}, ort::kFloat, 4);
   }

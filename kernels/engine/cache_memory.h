@@ -12,6 +12,7 @@ namespace edgellm {
 struct CacheLayout {
   int64_t staging, kv_heads, head_dim, planes;
   std::vector<int64_t> budgets;
+  bool int8 = false;  // keys and values, else float16
 
   bool operator==(const CacheLayout& other) const { return budgets == other.budgets; }  // the rest never changes
 };
@@ -26,8 +27,8 @@ struct Buffer {
   size_t bytes() const;
 };
 
-// key.L, value.L [kv_heads, capacity, head_dim], position.L [kv_heads, capacity] and score.L [kv_heads, capacity, planes]
-// of every layer, each from a 64-byte boundary.
+// key.L, value.L [kv_heads, capacity, head_dim], with room for a scale where they are int8; position.L [kv_heads,
+// capacity] and score.L [kv_heads, capacity, planes] of every layer, each from a 64-byte boundary.
 std::vector<Buffer> buffers_of(const CacheLayout& layout);
 
 // Zeros, positions -1. Pages stay unbacked until they are written, so that an unused budget costs no memory; they are

@@ -1,6 +1,7 @@
 #include "kernels/engine/graph.h"
 
 #include <algorithm>
+#include <mutex>
 #include <numeric>
 
 #include "kernels/engine/cores.h"
@@ -36,7 +37,11 @@ void Graph::open(const std::string& folder, const std::vector<Buffer>& buffers, 
   check(ort::disable_memory_pattern(api, options.get()));
   check(ort::add_config(api, options.get(), "session.disable_prepacking", "1"));
   check(ort::add_config(api, options.get(), "session.intra_op.spin_duration_us", "20"));
-  check(RegisterCustomOps(options.get(), runtime_.base));
+  {
+    static std::mutex registering;  // the operators are made known to the process once, by whoever comes first
+    const std::lock_guard<std::mutex> lock(registering);
+    check(RegisterCustomOps(options.get(), runtime_.base));
+  }
   runtime_.check(ort::create_session(api, runtime_.environment, (folder + "/" + kGraph).c_str(), options.get(), session_.put()),
                  EDGELLM_BUNDLE, std::string(kGraph) + " cannot be loaded", kAgain);
   check_ends(buffers);
@@ -93,6 +98,7 @@ void Graph::bind_cache(const CacheLayout& layout) {
 
 void Graph::bind_inputs(int64_t tokens) {
   const int64_t layers = int64_t(cache_.buffers().size() / 4);
+  bound_ = 0;
   ids_.resize(size_t(tokens)), positions_.resize(size_t(tokens)), rows_.resize(1);
   control_.resize(size_t(layers * kControl));
   logits_.resize(size_t(vocabulary_));
@@ -104,14 +110,15 @@ void Graph::bind_inputs(int64_t tokens) {
   input("rows", rows_, {1});
   input("control", control_, {layers, kControl});
   bind("logits", logits_.data(), logits_.size() * sizeof(float), {1, vocabulary_}, ort::kFloat, true);
+  bound_ = tokens;
 }
 
 const float* Graph::run(const int32_t* ids, int64_t count, int64_t first, const std::vector<int64_t>& control) {
-  if (int64_t(ids_.size()) != count) bind_inputs(count);  // runs alike, as decoding's are, only fill them again
+  if (bound_ != count) bind_inputs(count);  // runs alike, as decoding's are, only fill them again
   std::copy(ids, ids + count, ids_.begin());
   std::iota(positions_.begin(), positions_.end(), first);
   rows_[0] = count - 1;
-  control_ = control;
+  std::copy(control.begin(), control.end(), control_.begin());
   check(ort::run_with_binding(runtime_.api, session_.get(), nullptr, binding_.get()));
   return logits_.data();
 }

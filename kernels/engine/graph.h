@@ -35,6 +35,7 @@ class Graph {
   CacheMemory cache_;  // outlives what is bound to it
   std::vector<int64_t> ids_, positions_, rows_, control_;
   std::vector<float> logits_;
+  int64_t bound_ = 0;  // tokens of the runs that the inputs are bound for
   ort::Held<ort::MemoryInfo> memory_;
   ort::Held<ort::Session> session_;
   std::map<std::string, ort::Held<ort::Value>> values_;  // by input, or output

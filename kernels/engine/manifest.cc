@@ -55,7 +55,7 @@ void check_file(const std::string& folder, const std::string& name, const Json& 
   if (size != wanted)
     throw bundle_error(name + " is " + (size < wanted ? "truncated" : "damaged") + ": " + std::to_string(size) + " bytes, " + kManifest +
                        " says " + std::to_string(wanted));
-  if (hashed && sha256(MappedFile(folder, name).bytes()) != expected["sha256"].string())
+  if (hashed && sha256_of_file(folder, name) != expected["sha256"].string())
     throw bundle_error(name + " is damaged or was edited: its SHA-256 is not the one in " + kManifest);
 }
 
@@ -107,6 +107,11 @@ Manifest manifest_of(const Json& data) {
   m.add_bos = tokens["add_bos"].boolean();
   for (const Json& stop : tokens["stop"].items()) m.stops.push_back(token(stop.integer()));
   m.kv = default_policy(data["kv"], m);
+  if (const Json* bits = data["kv"].find("bits")) {
+    if (bits->integer() != 8 && bits->integer() != 16)
+      throw JsonError("\"kv.bits\" is " + std::to_string(bits->integer()) + "; this edgellm runs 16 and 8");
+    m.kv_int8 = bits->integer() == 8;
+  }
   m.tables = data["files"].find(kTables) != nullptr;
   return m;
 }

@@ -20,6 +20,7 @@ struct Manifest {
   bool add_bos = false;
   std::vector<int64_t> stops;
   KVPolicy kv;
+  bool kv_int8 = false;  // keys and values in the graph, else float16
   bool tables = false;  // whether the bundle lists tokenizer.tables
 };
 

@@ -29,4 +29,9 @@ MappedFile::~MappedFile() {
   if (data_) munmap(data_, size_);
 }
 
+void MappedFile::let_go() const {
+  if (!data_) return;
+  madvise(data_, size_, MADV_DONTNEED);
+}
+
 }  // namespace edgellm

@@ -12,6 +12,8 @@ class MappedFile {
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
   ~MappedFile();
+  // After all of it was read once: pages count as this process's memory again only when they are next touched.
+  void let_go() const;
   std::string_view bytes() const { return {static_cast<const char*>(data_), size_}; }
 
  private:

@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kChunk = 256;  // tokens a prefill run, as runtime/loading.py has it: other sums would round otherwise
 
 CacheLayout layout_of(const Manifest& m, const KVPolicy& policy) {
-  return {std::min(kChunk, m.context), m.kv_heads, m.head_dim, policy.planes(), policy.layer_budgets(m.layers)};
+  return {std::min(kChunk, m.context), m.kv_heads, m.head_dim, policy.planes(), policy.layer_budgets(m.layers), m.kv_int8};
 }
 
 std::vector<int64_t> larger(std::vector<int64_t> a, const std::vector<int64_t>& b) {

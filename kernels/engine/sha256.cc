@@ -1,7 +1,13 @@
 #include "kernels/engine/sha256.h"
 
-#include <cstdint>
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
 #include <cstring>
+#include <memory>
+#include <vector>
+
+#include "kernels/engine/error.h"
 
 namespace edgellm {
 namespace {
@@ -17,7 +23,9 @@ constexpr uint32_t kRounds[64] = {
 
 uint32_t turn(uint32_t x, int by) { return x >> by | x << (32 - by); }
 
-void block(uint32_t (&state)[8], const uint8_t* bytes) {
+}  // namespace
+
+void Sha256::block(const uint8_t* bytes) {
   uint32_t w[64];
   for (int i = 0; i < 16; ++i)
     w[i] = uint32_t(bytes[4 * i]) << 24 | uint32_t(bytes[4 * i + 1]) << 16 | uint32_t(bytes[4 * i + 2]) << 8 | bytes[4 * i + 3];
@@ -25,33 +33,58 @@ void block(uint32_t (&state)[8], const uint8_t* bytes) {
     const uint32_t x = w[i - 15], y = w[i - 2];
     w[i] = w[i - 16] + (turn(x, 7) ^ turn(x, 18) ^ x >> 3) + w[i - 7] + (turn(y, 17) ^ turn(y, 19) ^ y >> 10);
   }
-  auto [a, b, c, d, e, f, g, h] = state;
+  auto [a, b, c, d, e, f, g, h] = state_;
   for (int i = 0; i < 64; ++i) {
     const uint32_t one = h + (turn(e, 6) ^ turn(e, 11) ^ turn(e, 25)) + (g ^ (e & (f ^ g))) + kRounds[i] + w[i];
     const uint32_t two = (turn(a, 2) ^ turn(a, 13) ^ turn(a, 22)) + ((a & b) | (c & (a | b)));
     h = g, g = f, f = e, e = d + one, d = c, c = b, b = a, a = one + two;
   }
   const uint32_t after[8] = {a, b, c, d, e, f, g, h};
-  for (int i = 0; i < 8; ++i) state[i] += after[i];
+  for (int i = 0; i < 8; ++i) state_[i] += after[i];
 }
 
-}  // namespace
+void Sha256::add(std::string_view bytes) {
+  const uint8_t* at = reinterpret_cast<const uint8_t*>(bytes.data());
+  size_t left = bytes.size();
+  const size_t held = size_t(size_ % 64);
+  size_ += left;
+  if (held) {
+    const size_t taken = std::min(left, 64 - held);
+    std::memcpy(rest_ + held, at, taken);
+    if (held + taken < 64) return;
+    block(rest_);
+    at += taken, left -= taken;
+  }
+  for (; left >= 64; at += 64, left -= 64) block(at);
+  if (left) std::memcpy(rest_, at, left);
+}
+
+std::string Sha256::hex() {
+  const uint64_t bits = size_ * 8;
+  std::string end(1, '\x80');
+  end.append(size_t((119 - size_ % 64) % 64), '\0');
+  for (int shift = 56; shift >= 0; shift -= 8) end += char(bits >> shift & 0xFF);
+  add(end);
+  std::string out;
+  for (uint32_t word : state_)
+    for (int shift = 28; shift >= 0; shift -= 4) out += "0123456789abcdef"[word >> shift & 15];
+  return out;
+}
 
 std::string sha256(std::string_view bytes) {
-  uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-  const uint8_t* at = reinterpret_cast<const uint8_t*>(bytes.data());
-  const size_t whole = bytes.size() / 64 * 64, rest = bytes.size() - whole;
-  for (size_t i = 0; i < whole; i += 64) block(state, at + i);
-  uint8_t last[128] = {};
-  if (rest) std::memcpy(last, at + whole, rest);
-  last[rest] = 0x80;
-  const size_t padded = rest < 56 ? 64 : 128;
-  for (int i = 0; i < 8; ++i) last[padded - 1 - size_t(i)] = uint8_t(uint64_t(bytes.size()) * 8 >> (8 * i));
-  for (size_t i = 0; i < padded; i += 64) block(state, last + i);
-  std::string hex;
-  for (uint32_t word : state)
-    for (int shift = 28; shift >= 0; shift -= 4) hex += "0123456789abcdef"[word >> shift & 15];
-  return hex;
+  Sha256 hash;
+  hash.add(bytes);
+  return hash.hex();
+}
+
+std::string sha256_of_file(const std::string& folder, const std::string& name) {
+  const std::unique_ptr<FILE, int (*)(FILE*)> file(std::fopen((folder + "/" + name).c_str(), "rb"),
+                                                   [](FILE* f) { return f ? std::fclose(f) : 0; });
+  std::vector<char> piece(1 << 16);
+  Sha256 hash;
+  for (size_t got = 1; file && got;) hash.add({piece.data(), got = std::fread(piece.data(), 1, piece.size(), file.get())});
+  if (!file || std::ferror(file.get())) throw bundle_error(name + " cannot be read: " + std::strerror(errno), "Check its permissions.");
+  return hash.hex();
 }
 
 }  // namespace edgellm

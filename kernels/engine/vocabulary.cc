@@ -90,6 +90,7 @@ void Vocabulary::index() const {
     while (slots_[at] != kNone) at = (at + 1) & (size - 1);
     slots_[at] = int32_t(rank);
   }
+  file_.let_go();  // all merges were read; a text needs few
 }
 
 Vocabulary::Merge Vocabulary::merge(int32_t left, int32_t right) const {

@@ -90,6 +90,15 @@ def _kernels() -> tuple[str, str]:
     return "ok", f"{name}, self-test passed"
 
 
+def _cpp() -> tuple[str, str]:
+    from edgellm.kernels.library import cmake_prefix
+
+    try:
+        return "ok", f"for C++ programs, CMAKE_PREFIX_PATH={cmake_prefix()}"
+    except FileNotFoundError as error:  # nothing in Python needs it
+        return "warn", f"not here: {error}"
+
+
 def _memory() -> tuple[str, str]:
     free = available_bytes()
     if free is None:
@@ -112,6 +121,7 @@ CHECKS = {
     "onnxruntime": _onnxruntime,
     "operator library": _library,
     "kernels": _kernels,
+    "C++ library": _cpp,
     "memory": _memory,
     "cores": _cores,
     "export": _export,

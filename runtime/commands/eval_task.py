@@ -34,7 +34,7 @@ def run(
         raise UsageError(f"-o {output} is no .svg file", "The picture is an SVG.")
     manifest = read_manifest(bundle, verify)
     context = manifest.model.context
-    wanted = cells(policies or USUAL, [one.strip() for one in budgets.split(",")], context)
+    wanted = cells(policies or USUAL, [one.strip() for one in budgets.split(",")], context, manifest.kv.budgets)
     session = load(bundle, kv=f"{ROOM}:{context}", threads=threads, manifest=manifest)
     plan = Plan(task, documents, length, question, seed)
     with progress_bar(task) as progress:

@@ -69,6 +69,7 @@ def command(
     \b
     edgellm generate bundle -p "The capital of France is" -n 16
     edgellm generate bundle --chat -p "Write a haiku" --temperature 0.7 --seed 1
+    edgellm generate bundle --chat -p "When is cassava ripe?" --adapter farm.adapter
     """
     if system is not None and not chat:
         raise UsageError("--system without --chat: plain text has no system message", "Add --chat.")

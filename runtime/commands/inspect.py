@@ -11,14 +11,14 @@ from typing import Any
 
 import click
 
-from edgellm.runtime.bundle_files import CHAT_TEMPLATE, GRAPH, REPORT, TABLES, TOKENIZER, WEIGHTS
+from edgellm.runtime.bundle_files import ADAPT, CHAT_TEMPLATE, GRAPH, HEAD, REPORT, TABLES, TOKENIZER, WEIGHTS
 from edgellm.runtime.commands.options import bundle_argument, json_option, verify_option
 from edgellm.runtime.commands.output import print_json
 from edgellm.runtime.manifest import read_manifest
 from edgellm.runtime.schema import Manifest, Matrix
 
 PARTS = {WEIGHTS: "weights", GRAPH: "graph", TOKENIZER: "tokenizer", TABLES: "tokenizer"}
-PARTS |= {CHAT_TEMPLATE: "chat_template", REPORT: "report"}
+PARTS |= {CHAT_TEMPLATE: "chat_template", REPORT: "report", ADAPT: "adapt", HEAD: "adapt"}
 GROUPS = {"q": "attention", "k": "attention", "v": "attention", "o": "attention", "qkv": "attention"}
 GROUPS |= {"gate": "mlp", "up": "mlp", "gate_up": "mlp", "down": "mlp"}
 
@@ -88,6 +88,10 @@ def show(bundle: Path, manifest: Manifest, verified: bool) -> None:
     table.add_row("source", f"{recipe.source}, edgellm {manifest.tool}, {manifest.created}")
     spread = f" ({min(kv.budgets)} to {max(kv.budgets)} a layer)" if kv.budgets else ""
     table.add_row("KV cache", f"{kv.policy}, {kv.budget} tokens{spread}, {kv.bits} bits")
+    if manifest.adapt and (gate := manifest.adapt.gate):
+        asked = f"{gate.prompts} questions" if gate.chat else f"{gate.prompts} pieces of text"
+        told = f"where doubt is above {gate.entropy:.2f} and surprise above {gate.nll:.2f} nats a token ({asked})"
+        table.add_row("adapts", told)
     table.add_row("files", ", ".join(f"{part} {size / 1e6:.1f} MB" for part, size in found["bytes"].items()))
     if quality := manifest.quality:
         against = f"{quality.perplexity:.3f}, dense {quality.dense_perplexity:.3f}"

@@ -24,15 +24,15 @@ class Cell:
         name, comma, settings = self.policy.partition(",")
         return f"{name}:{self.budget}{comma}{settings}" if self.budget else self.policy
 
-    def of(self, prompt: int, context: int) -> KVPolicy:
-        """The policy for a prompt of so many tokens. Raises UsageError as parse_kv does."""
+    def of(self, prompt: int, context: int, needs: Sequence[int] = ()) -> KVPolicy:
+        """The policy for a prompt of so many tokens; needs: the bundle's budgets a layer. Raises as parse_kv does."""
         tokens = self.budget
         if tokens.endswith("%"):
             tokens = str(round(prompt * float(tokens[:-1]) / 100))
-        return parse_kv(str(Cell(self.policy, tokens)), context)
+        return parse_kv(str(Cell(self.policy, tokens)), context, needs)
 
 
-def cells(given: Sequence[str], budgets: Sequence[str], context: int) -> list[Cell]:
+def cells(given: Sequence[str], budgets: Sequence[str], context: int, needs: Sequence[int] = ()) -> list[Cell]:
     """A full cache, then every POLICY:BUDGET given, and every POLICY without one at every budget.
 
     Raises UsageError for what parse_kv refuses at a prompt as long as the context.
@@ -46,5 +46,5 @@ def cells(given: Sequence[str], budgets: Sequence[str], context: int) -> list[Ce
                 raise UsageError(f'KV budget "{one}" is not a number of tokens', "Or a share of the prompt, as 25%.")
             found.append(Cell(f"{name}{comma}{settings}", one))
     for cell in found:
-        cell.of(context, context)
+        cell.of(context, context, needs)
     return list(dict.fromkeys(found))

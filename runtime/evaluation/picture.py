@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 420, 60, 230, 40, 50  # pixels; lines' names are on the right
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 420, 60, 330, 50, 50  # pixels; lines' names are on the right
 COLOURS = ("#c1440e", "#1f6f8b", "#6a8d3f", "#8757a5", "#b8860b", "#d0658b", "#4c566a", "#2a9d8f", "#7f5539")
 
 
@@ -14,14 +14,14 @@ def svg(cells: Sequence[Mapping[str, Any]], title: str, score: str) -> str:
     """The picture of summary.table's cells. Budgets are ticks at equal distances, the smallest at the left; the full
     cache is a dashed line; bars are 95 % intervals."""
     budgets = sorted({cell["budget"] for cell in cells if cell["budget"]}, key=lambda text: float(text.rstrip("%")))
-    top = max(cell["high"] for cell in cells)
+    top = max(1.0, *(cell["high"] for cell in cells))
     low = min(cell["low"] for cell in cells) if top > 1 else 0.0  # perplexity has no zero to begin at
     places = {budget: LEFT + (i + 0.5) * (WIDTH - LEFT - RIGHT) / len(budgets) for i, budget in enumerate(budgets)}
 
     def y(value: float) -> float:
         return float(TOP + (HEIGHT - TOP - BOTTOM) * (top - value) / (top - low or 1))
 
-    parts = [_text(LEFT, 22, title, 15), _text(LEFT, HEIGHT - 8, "budget", 12), _text(8, TOP - 6, score, 12)]
+    parts = [_text(LEFT, 22, title, 15), _text(LEFT, HEIGHT - 8, "budget", 12), _text(8, TOP - 12, score, 12)]
     for i in range(5):
         value = low + (top - low) * i / 4
         parts += [_line(LEFT, y(value), WIDTH - RIGHT, y(value), "#ddd"), _text(8, y(value) + 4, f"{value:.3g}", 11)]

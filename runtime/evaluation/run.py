@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.evaluation import scores
-from edgellm.runtime.evaluation.branches import Branches, counted
+from edgellm.runtime.evaluation.branches import Branches, reading
 from edgellm.runtime.evaluation.cells import Cell
 from edgellm.runtime.evaluation.documents import read_documents
 from edgellm.runtime.evaluation.results import Results, Row
-from edgellm.runtime.evaluation.tasks import TASKS, Item, Source
+from edgellm.runtime.evaluation.tasks import GROUP, TASKS, Item, Source
+from edgellm.runtime.kv_policy import KVPolicy
 from edgellm.runtime.perplexity import surprise
 from edgellm.runtime.sampling import Sampling
-from edgellm.runtime.session import Progress, Session
+from edgellm.runtime.session import Progress, Session, shared
 
 TEXT = "text"
-SCORED = 128  # tokens of a text that are scored, after its prompt
+SCORED, RUN = 128, 8  # tokens of a text that are scored after its prompt, and of a run of them
 GOLDEN = 0.6180339887498949  # multiples of it, less their whole part, spread evenly however many there are
 
 
@@ -54,30 +55,45 @@ def evaluate(
     """
     source = Source(read_documents(plan.documents), lambda text: len(session.encode(text)), plan.length,
                     plan.question == "first")  # fmt: skip
-    results = Results(path, plan.facts(session))
-    grouped = sorted(cells, key=lambda cell: str(counted(cell.of(plan.length, session.limit)) or ""))
-    for item in range(items):
-        row = results.rows.get(item)
-        missing = [cell for cell in grouped if row is None or str(cell) not in row.scores]
-        if missing:
-            rng = np.random.default_rng([plan.seed, item])
-            run = _text if plan.task == TEXT else _ask
-            results.add(run(session, plan, source, rng, item, missing))
-        progress(item + 1, items)
+    results, branches = Results(path, plan.facts(session)), Branches(session)
+    grouped = sorted(cells, key=lambda cell: str(reading(_policy(session, cell, plan.length), session.limit)))
+    size = 1 if plan.task in (TEXT, "needles-all") else GROUP
+    for group in range(-(-items // size)):
+        rng, prompts = np.random.default_rng([plan.seed, group]), list[tuple[list[int], Item]]()
+        for item in range(size * group, min(items, size * (group + 1))):
+            row = results.rows.get(item)
+            missing = [cell for cell in grouped if row is None or str(cell) not in row.scores]
+            if missing and plan.task == TEXT:
+                results.add(_text(session, branches, _text_ids(session, plan, source, rng), item, missing))
+            elif missing:
+                prompts = prompts or _prompts(session, plan, source, rng, group)
+                ids, asked = prompts[item - size * group]
+                branches.prompt(ids, min(shared(ids, other) for other, _ in prompts) if size > 1 else 0)
+                results.add(_ask(session, branches, plan.task, len(ids), asked, item, missing))
+            progress(item + 1, items)
     return results
 
 
+def _policy(session: Session, cell: Cell, prompt: int) -> KVPolicy:
+    return cell.of(prompt, session.limit, session.manifest.kv.budgets)
+
+
+def _prompts(
+    session: Session, plan: Plan, source: Source, rng: np.random.Generator, group: int
+) -> list[tuple[list[int], Item]]:
+    items = TASKS[plan.task](source, rng, [(group * GROUP + i) * GOLDEN % 1 for i in range(GROUP)])
+    return [(prompt_ids(session, item), item) for item in items]
+
+
 def _ask(
-    session: Session, plan: Plan, source: Source, rng: np.random.Generator, number: int, cells: Sequence[Cell]
+    session: Session, branches: Branches, task: str, tokens: int, item: Item, number: int, cells: Sequence[Cell]
 ) -> Row:
-    item = TASKS[plan.task](source, rng, number * GOLDEN % 1)
-    ids = prompt_ids(session, item)
-    branches, found, answers = Branches(session, ids), dict[str, float](), dict[str, str]()
+    found, answers = dict[str, float](), dict[str, str]()
     for cell in cells:
-        logits = branches.take(cell.of(len(ids), session.limit))
+        logits = branches.take(_policy(session, cell, tokens))
         answer = session.decode(continued(session, logits, item.new_tokens))
-        answers[str(cell)], found[str(cell)] = answer, graded(plan.task, item, answer)
-    return Row(number, len(ids), found, answers)
+        answers[str(cell)], found[str(cell)] = answer, graded(task, item, answer)
+    return Row(number, tokens, found, answers)
 
 
 def prompt_ids(session: Session, item: Item) -> list[int]:
@@ -109,20 +125,22 @@ def graded(task: str, item: Item, answer: str) -> float:
     return scores.f1(" ".join(line.split()[: item.words]) if item.words else line, item.answers[0])
 
 
-def _text(
-    session: Session, plan: Plan, source: Source, rng: np.random.Generator, number: int, cells: Sequence[Cell]
-) -> Row:
-    """Mean nats a token of the SCORED tokens after a prompt, a token a run: each sees what the budget left."""
-    ids = session.encode(" ".join(source.filler(rng, round(1.1 * (plan.length + SCORED)))))
-    if len(ids) < plan.length + SCORED:
-        raise UsageError(f"{len(ids)} tokens of text; expected {plan.length + SCORED}", "Give less --length.")
-    following = ids[plan.length : plan.length + SCORED]
-    branches, found = Branches(session, ids[: plan.length]), dict[str, float]()
+def _text_ids(session: Session, plan: Plan, source: Source, rng: np.random.Generator) -> list[int]:
+    wanted = plan.length + SCORED
+    ids = session.encode(" ".join(source.filler(rng, round(1.1 * wanted))))
+    if len(ids) < wanted:
+        raise UsageError(f"{len(ids)} tokens of text; expected {wanted}", "Give less --length, or longer texts.")
+    return ids[:wanted]
+
+
+def _text(session: Session, branches: Branches, ids: Sequence[int], number: int, cells: Sequence[Cell]) -> Row:
+    """Mean nats a token of the last SCORED ids, RUN at a time: each sees what the budget left, and its own run."""
+    prompt, following, found = len(ids) - SCORED, np.array(ids[-SCORED:]), dict[str, float]()
+    branches.prompt(ids[:prompt])
     for cell in cells:
-        logits, nats = branches.take(cell.of(plan.length, session.limit)), 0.0
-        for place, token in enumerate(following):
-            nats += surprise(logits[None], np.array([token]))
-            if place + 1 < SCORED:
-                logits = session.step(token)
+        nats = surprise(branches.take(_policy(session, cell, prompt))[None], following[:1])
+        for start in range(0, SCORED, RUN):
+            after = following[start + 1 : start + RUN + 1]
+            nats += surprise(session.prefill(following[start : start + RUN].tolist(), "all")[: len(after)], after)
         found[str(cell)] = nats / SCORED
-    return Row(number, plan.length, found, {})
+    return Row(number, prompt, found, {})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,12 +16,15 @@ from edgellm.runtime.errors import UsageError
 from edgellm.runtime.evaluation.documents import Document
 
 NAMES = ("Amsterdam", "Bamako", "Caracas", "Dublin", "Edinburgh", "Florence", "Geneva", "Havana", "Jakarta", "Lisbon")
-NEEDLES = 4
+GROUP = 5  # items about one text
 SHORT = 12  # words: an answer to be found again word for word in some 32 tokens
+BEFORE = 6  # words of a sentence that tell which it is
+LONG = 1500  # characters of a passage
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
 NAMED = re.compile(r"\b(?:\d[\d,.]*\d|[A-Z][\w'-]+(?: [A-Z][\w'-]+)*)")  # a number, or words with capitals
 
 Count = Callable[[str], int]  # tokens of a text
+Depths = Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -66,87 +69,91 @@ class Source:
         raise UsageError(f"the documents have fewer than {self.length} tokens together", "Give more, or less --length.")
 
 
-def passkey(source: Source, rng: np.random.Generator, depth: float) -> Item:
-    """One five-digit number in other text, at `depth` (0: its beginning, 1: its end)."""
-    key = str(rng.integers(10_000, 100_000))
-    needle = f"The pass key is {key}. Remember it. {key} is the pass key."
+def passkey(source: Source, rng: np.random.Generator, depths: Depths) -> list[Item]:
+    """One five-digit number in other text, at its depth; every item has a text of its own."""
     question = "What is the pass key that the text mentions?"
-    text = _hidden(source, rng, [(depth, needle)], question)
-    return Item(source.asked(text, question), "The pass key is", (key,), 10)
+    items = []
+    for depth in depths:
+        key = str(rng.integers(10_000, 100_000))
+        text = _hidden(source, rng, [(depth, f"The pass key is {key}. Remember it. {key} is the pass key.")], question)
+        items.append(Item(source.asked(text, question), "The pass key is", (key,), 8))
+    return items
 
 
-def needles(source: Source, rng: np.random.Generator, depth: float) -> Item:
-    """Several names with a five-digit number each in other text; one of them, at `depth`, is asked for."""
-    names, numbers, facts = _facts(rng, depth)
-    question = f"What is the secret number of {names[0]} that the text mentions?"
-    text = _hidden(source, rng, facts, question)
-    return Item(source.asked(text, question), _cue(names), (numbers[0],), 10)
+def needles(source: Source, rng: np.random.Generator, depths: Depths) -> list[Item]:
+    """Several names in one text, a five-digit number each; an item asks for one of them."""
+    facts = _facts(rng, depths)
+    question = "What is the secret number of {} that the text mentions?"
+    text = _hidden(source, rng, [(depth, f"{_said(name)} {number}.") for depth, name, number in facts], question)
+    return [Item(source.asked(text, question.format(name)), _said(name), (number,), 8) for _, name, number in facts]
 
 
-def needles_all(source: Source, rng: np.random.Generator, depth: float) -> Item:
-    """The same, and all are asked for; the score is the share of numbers found."""
-    names, numbers, facts = _facts(rng, depth)
+def needles_all(source: Source, rng: np.random.Generator, depths: Depths) -> list[Item]:
+    """The same, and all are asked for at once, one item; the score is the share of numbers found."""
+    facts = _facts(rng, depths)
+    names, numbers = zip(*((name, number) for _, name, number in facts), strict=True)
     question = f"List the secret numbers of {', '.join(names)} that the text mentions."
-    text = _hidden(source, rng, facts, question)
-    return Item(source.asked(text, question), _cue(names), tuple(numbers), 80)
+    text = _hidden(source, rng, [(depth, f"{_said(name)} {number}.") for depth, name, number in facts], question)
+    return [Item(source.asked(text, question), _said(names[0]), numbers, 80)]
 
 
-def qa(source: Source, rng: np.random.Generator, depth: float) -> Item:
-    """A question that one of many passages answers: the document's own, or else a gap in one of its sentences."""
+def qa(source: Source, rng: np.random.Generator, depths: Depths) -> list[Item]:
+    """Passages, each of which answers a question, among others: their own, or else a gap in one of their sentences."""
     pairs = [d for d in source.documents if d.question and len(d.answer.split()) <= SHORT]
-    return _pair(source, rng, depth, pairs) if pairs else _cloze(source, rng, depth)
+    asked = (_own if pairs else _gap)(pairs or source.documents, rng, len(depths))
+    taken = {passage for passage, _ in asked}
+    answers = [item.answers[0] for _, item in asked if item.words]
+    others = [d.text for d in source.documents if d.text not in taken and not any(one in d.text for one in answers)]
+    text = _among(source, rng, list(zip(depths, (passage for passage, _ in asked), strict=True)), others)
+    return [replace(item, text=source.asked(text, item.text)) for _, item in asked]
 
 
-def _pair(source: Source, rng: np.random.Generator, depth: float, pairs: Sequence[Document]) -> Item:
-    asked = pairs[int(rng.integers(len(pairs)))]
-    question = f"Answer as the text does: {asked.question}"
-    others = [d.text for d in source.documents if d.question.lower() != asked.question.lower()]
-    text = _among(source, rng, depth, asked.text, others, question)
-    return Item(source.asked(text, question), "Answer:", (asked.answer,), 32)
+def _own(pairs: Sequence[Document], rng: np.random.Generator, wanted: int) -> list[tuple[str, Item]]:
+    """(passage, item whose text is its question) of documents that have a question each, no two the same one."""
+    distinct = list({pair.question.lower(): pair for pair in pairs}.values())
+    if len(distinct) < wanted:
+        raise UsageError(f"{len(distinct)} documents have a short answer; {wanted} are needed", "Give more.")
+    chosen = [distinct[number] for number in rng.choice(len(distinct), wanted, replace=False)]
+    return [(d.text, Item(f"Answer as the text does: {d.question}", "Answer:", (d.answer,), 32)) for d in chosen]
 
 
-def _cloze(source: Source, rng: np.random.Generator, depth: float) -> Item:
-    for _ in range(1000):
-        document = source.documents[int(rng.integers(len(source.documents)))]
-        sentences = SENTENCE.split(document.text)
-        sentence = sentences[int(rng.integers(len(sentences)))]
-        others = [d.text for d in source.documents if d is not document]
+def _gap(documents: Sequence[Document], rng: np.random.Generator, wanted: int) -> list[tuple[str, Item]]:
+    """(passage, item whose text asks to complete one of its sentences, where it goes on with a name or number that the
+    passages found so far do not have)."""
+    found: list[tuple[str, Item]] = []
+    for number in rng.permutation(len(documents)):
+        passage = documents[number].text
+        sentence = str(rng.choice(SENTENCE.split(passage)))
         for named in NAMED.finditer(sentence):
             before, words = sentence[: named.start()].rstrip(), named.group()
-            if len(before.split()) >= 6 and document.text.count(words) == 1 and source.count(document.text) < 400:
+            new = all(words not in other and item.answers[0] not in passage for other, item in found)
+            if len(before.split()) >= BEFORE and passage.count(words) == 1 and new and len(passage) < LONG:
                 question = f"Complete the sentence as the text does: {before} ..."
-                clean = [text for text in others if words not in text]
-                text = _among(source, rng, depth, document.text, clean, question)
-                return Item(source.asked(text, question), before, (words,), 32, len(words.split()))
-    raise UsageError("the documents have no sentence with a name or number to ask for", "Give others.")
+                found.append((passage, Item(question, before, (words,), 16, len(words.split()))))
+                break
+        if len(found) == wanted:
+            return found
+    raise UsageError(f"the documents have {len(found)} short passages with a name or number to ask for", "Give others.")
 
 
-def _facts(rng: np.random.Generator, depth: float) -> tuple[list[str], list[str], list[tuple[float, str]]]:
-    """Names, their numbers, and sentences that say so with the depth of each: the first one's is given."""
-    names: list[str] = rng.choice(NAMES, NEEDLES, replace=False).tolist()
-    numbers = [str(number) for number in rng.choice(np.arange(10_000, 100_000), NEEDLES, replace=False)]
-    facts = [f"The secret number of {name} is {number}." for name, number in zip(names, numbers, strict=True)]
-    return names, numbers, list(zip([depth, *rng.random(NEEDLES - 1)], facts, strict=True))
+def _facts(rng: np.random.Generator, depths: Depths) -> list[tuple[float, str, str]]:
+    """(depth, name, number), no two alike."""
+    names: list[str] = rng.choice(NAMES, len(depths), replace=False).tolist()
+    numbers = [str(number) for number in rng.choice(np.arange(10_000, 100_000), len(depths), replace=False)]
+    return list(zip(depths, names, numbers, strict=True))
 
 
-def _cue(names: Sequence[str]) -> str:
-    return f"The secret number of {names[0]} is"
+def _said(name: str) -> str:
+    return f"The secret number of {name} is"
 
 
 def _hidden(source: Source, rng: np.random.Generator, facts: list[tuple[float, str]], question: str) -> str:
-    sentences = source.filler(
-        rng, source.length - sum(source.count(f"{fact} ") for _, fact in facts) - source.count(question)
-    )
-    places = [(round(depth * len(sentences)), fact) for depth, fact in facts]
-    for place, fact in sorted(places, reverse=True):
-        sentences.insert(place, fact)
-    return " ".join(sentences)
+    needed = source.count(question) + sum(source.count(f"{fact} ") for _, fact in facts)
+    return " ".join(_inserted(source.filler(rng, source.length - needed), facts))
 
 
-def _among(
-    source: Source, rng: np.random.Generator, depth: float, passage: str, others: Sequence[str], question: str
-) -> str:
-    room, found = source.length - source.count(passage) - source.count(question), list[str]()
+def _among(source: Source, rng: np.random.Generator, passages: list[tuple[float, str]], others: Sequence[str]) -> str:
+    room, found = source.length - sum(source.count(passage) for _, passage in passages), list[str]()
     for number in rng.permutation(len(others)):
         size = source.count(others[number] + "\n\n")
         if size <= room:
@@ -154,13 +161,20 @@ def _among(
             room -= size
         if room < 50:
             break
-    found.insert(round(depth * len(found)), passage)
-    return "\n\n".join(found)
+    return "\n\n".join(_inserted(found, passages))
 
 
-TASKS: dict[str, Callable[[Source, np.random.Generator, float], Item]] = {
+def _inserted(parts: list[str], ours: list[tuple[float, str]]) -> list[str]:
+    places = sorted(((round(depth * len(parts)), part) for depth, part in ours), reverse=True)
+    for place, part in places:
+        parts.insert(place, part)
+    return parts
+
+
+TASKS: dict[str, Callable[[Source, np.random.Generator, Depths], list[Item]]] = {
     "passkey": passkey,
     "needles": needles,
     "needles-all": needles_all,
     "qa": qa,
 }
+"""Each makes a group of items, one a depth (0: the text's beginning, 1: its end), or one for all of them."""

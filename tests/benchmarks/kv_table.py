@@ -21,8 +21,11 @@ import click
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "build/bench/kv"
 SPEECHES, PASSAGES = OUT / "speeches.jsonl", OUT / "passages.jsonl"
+POOL = "pool=7,prefill=whole"
 POLICIES = (
-    "vatp", "h2o,sinks=20", "h2o", "vatp-window", "h2o,queries=400,recent=10,sinks=20", "tova", "a2sf", "window",
+    "vatp", "h2o,sinks=20", "h2o", "vatp-window,queries=64", "h2o,queries=64,recent=10,sinks=20", "tova", "window",
+    f"vatp,{POOL}", f"h2o,sinks=20,{POOL}", f"vatp-window,queries=64,recent=64,{POOL}",
+    f"h2o,queries=64,recent=64,sinks=20,{POOL}", "vatp-window", "h2o,queries=400,recent=10,sinks=20", "a2sf",
 )  # fmt: skip
 TASKS = {"passkey": SPEECHES, "needles": SPEECHES, "qa": PASSAGES, "text": SPEECHES}
 
@@ -63,7 +66,7 @@ def main(
         name = OUT / f"{bundle.name}-{task}-{question}"
         cells = [part for policy in policies for part in ("--kv", policy)]
         given = ["--items", str(items), "--question", question, "--against", against, "--documents", str(TASKS[task])]
-        kept = ["--results", str(OUT / f"{bundle.name}.jsonl"), "-o", f"{name}.svg", "--json"]
+        kept = ["--results", str(OUT / f"{bundle.name}-{task}.jsonl"), "-o", f"{name}.svg", "--json"]
         entry = "from edgellm.runtime.cli import main; main()"
         command = [sys.executable, "-c", entry, "eval", str(bundle), "--task", task, *given, *kept, *cells]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)

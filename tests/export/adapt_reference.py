@@ -44,4 +44,4 @@ def torch_losses(arch: Architecture, source: Source, given: dict[str, Any]) -> t
     kl = ((log_p.exp() * (log_p - base)).sum(-1) * weight).sum()
     loss = float(given["w_ida"]) * ida + float(given["w_entropy"]) * entropy + float(given["w_kl"]) * kl
     loss.backward()
-    return [float(ida), float(entropy), float(kl)], {name: leaf.grad for name, leaf in leaves.items()}
+    return [ida.item(), entropy.item(), kl.item()], {name: leaf.grad for name, leaf in leaves.items()}

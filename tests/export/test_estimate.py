@@ -235,7 +235,7 @@ def test_a_model_no_setting_makes_fit() -> None:
 def test_a_disk_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "_free_disk", lambda out: 5 * GIGABYTE)
     what, hint = refusal(LLAMA_7B, config("dgx-spark"))
-    assert what == "the disk of bundle has 5.0 GB free, and the bundle needs 6.9 GB"
+    assert what == "the disk of bundle has 5.0 GB free, and the export needs 6.9 GB"
     assert hint == (
         "What would fit: --bits 4 (3.9 GB); --bits 4 --head-bits 4 (3.8 GB); --bits 4 --sparsity dass:2:4 (3.2 GB)."
     )

@@ -117,6 +117,9 @@ inline __m512i _mm512_maskz_loadu_epi8(__mmask64 k, const void* p) {
 inline __m256i _mm256_maskz_loadu_epi16(__mmask16 k, const void* p) {
   return emulated::loaded<__m256i, int16_t>(_mm256_setzero_si256(), k, p);
 }
+inline __m128i _mm_maskz_loadu_epi8(__mmask16 k, const void* p) {
+  return emulated::loaded<__m128i, int8_t>(_mm_setzero_si128(), k, p);
+}
 inline void _mm512_mask_storeu_ps(void* p, __mmask16 k, __m512 v) { emulated::stored<float>(p, k, v); }
 inline void _mm256_mask_storeu_epi16(void* p, __mmask16 k, __m256i v) { emulated::stored<int16_t>(p, k, v); }
 

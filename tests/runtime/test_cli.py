@@ -118,7 +118,7 @@ def test_generate_json(fake: Fake) -> None:
     facts = json.loads(result.stdout)
     times = ["load_s", "prefill_s", "decode_s", "decode_tokens_per_s"]
     rest = ["peak_rss_bytes", "kv_bytes", "stop_reason", "reused_tokens"]
-    rest += ["kv_evictions", "kv_coverage"]
+    rest += ["kv_evictions", "kv_coverage", "adapter"]
     assert list(facts) == ["text", "prompt_tokens", "new_tokens", *times, *rest]
     assert (facts["text"], facts["prompt_tokens"], facts["new_tokens"]) == ("Par", 1, 3)
     assert facts["stop_reason"] == "length"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from edgellm.kernels.control import Control
+from edgellm.kernels.control import ATTENTION, NORM, OLDER, Control
 from edgellm.runtime.errors import EdgellmError, PromptCacheError
+from edgellm.runtime.kv_cache import pooled
 from edgellm.runtime.kv_policy import kv_policy
 from edgellm.runtime.session import Session
 from tests.runtime.fakes import FakeBackend, make_session
@@ -169,3 +171,17 @@ def test_coverage() -> None:
     assert session.kv_coverage is None
     result = session.generate(PROMPT, 5)
     assert (result.kv_evictions, result.kv_coverage) == (33, None)
+
+
+def test_pooled_scores_are_the_largest_around_each_token_in_the_sequences_order() -> None:
+    rng = np.random.default_rng(0)
+    score = rng.random((2, 40, 3)).astype(np.float32)
+    position = np.stack([rng.permutation(100)[:40] for _ in "ab"]).astype(np.int32)
+    found = pooled(score, position, 5)
+    np.testing.assert_array_equal(found[..., NORM], score[..., NORM])
+    for head in range(2):
+        order = list(np.argsort(position[head]))
+        for rank, slot in enumerate(order):
+            around = order[max(0, rank - 2) : rank + 3]
+            for plane in (ATTENTION, OLDER):
+                assert found[head, slot, plane] == score[head, around, plane].max()

@@ -99,3 +99,12 @@ def test_budgets_a_layer() -> None:
 def test_every_policy_has_a_row() -> None:
     for name in POLICIES:
         assert parse_kv(f"{name}:1024", 2048).control(1024).budget == 1024
+
+
+@pytest.mark.parametrize(
+    "wrong", ["pool=4,prefill=whole", "pool=101,prefill=whole", "pool=5,prefill=chunked", "pool=5"]
+)
+def test_pooling_is_odd_and_for_whole_prompts(wrong: str) -> None:
+    with pytest.raises(UsageError, match="pool"):
+        parse_kv(f"h2o:64,{wrong}", 2048)
+    assert str(parse_kv("h2o:64,prefill=whole,pool=5", 2048)) == "h2o:64,prefill=whole,pool=5"

@@ -41,46 +41,74 @@ inline float load1(const uint16_t* x) { return _cvtsh_ss(*x); }
 constexpr int kCacheAhead = 4096;
 inline void fetch(const float*, int) {}
 template <typename T>
-void fetch(const T* x, int i) {
-  if (i % (64 / int(sizeof(T))) == 0) _mm_prefetch(reinterpret_cast<const char*>(x) + kCacheAhead, _MM_HINT_T0);
+void fetch(const T* x, int n) {
+  for (int i = 0; i < n; i += 64 / int(sizeof(T))) _mm_prefetch(reinterpret_cast<const char*>(x + i) + kCacheAhead, _MM_HINT_T0);
 }
 
-// kRows rows by kSlots (4, 2 or 1) slots in registers; T: float, or uint16_t for half precision. Every sum has the same
-// order whatever the tile.
+constexpr int kWideDim = 256;  // the longest head that buffers on the stack are made for
+
+// Lanes of a and b added in pairs: a0 + a1, a2 + a3, b0 + b1, b2 + b3, and the same of the upper halves.
+inline __m256 in_pairs(__m256 a, __m256 b) {
+  return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
+}
+
+// The sums of eight vectors, in their order.
+inline __m256 eight_sums(const __m256 (&a)[8]) {
+  const __m256 low = in_pairs(in_pairs(a[0], a[1]), in_pairs(a[2], a[3]));
+  const __m256 high = in_pairs(in_pairs(a[4], a[5]), in_pairs(a[6], a[7]));
+  return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+}
+
+// Rows by two slots, or one, in registers: 14 sums and two keys fill them. T: float, uint16_t for half precision, or
+// int8_t. Every sum has the same order whatever the tile. Inputs from dim / 8 * 8 on are left.
 template <int kRows, int kSlots, typename T>
-void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
-  __m256 sum[kRows][kSlots];
-  unrolled<kRows>([&](auto row) { unrolled<kSlots>([&](auto j) { sum[row][j] = _mm256_setzero_ps(); }); });
-  int i = 0;
-  for (; i + 8 <= dim; i += 8)
-    unrolled<kSlots>([&](auto j) {
-      fetch(key + j * pitch<T>(dim) + i, i);
-      const __m256 k = load8(key + j * pitch<T>(dim) + i);
-      unrolled<kRows>([&](auto row) { sum[row][j] = _mm256_fmadd_ps(_mm256_loadu_ps(q + row * dim + i), k, sum[row][j]); });
+inline __attribute__((always_inline)) void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
+  __m256 sum[kSlots][8];
+  unrolled<8>([&](auto row) { unrolled<kSlots>([&](auto j) { sum[j][row] = _mm256_setzero_ps(); }); });
+  unrolled<kSlots>([&](auto j) { fetch(key + j * pitch<T>(dim), dim); });
+  for (int i = 0; i + 8 <= dim; i += 8) {
+    __m256 k[kSlots];
+    unrolled<kSlots>([&](auto j) { k[j] = load8(key + j * pitch<T>(dim) + i); });
+    unrolled<kRows>([&](auto row) {
+      __m256 x = _mm256_loadu_ps(q + kRows * i + 8 * row);
+      if constexpr (kSlots > 1 && kRows < 7) keep(x);  // or it is read again for every slot
+      unrolled<kSlots>([&](auto j) { sum[j][row] = _mm256_fmadd_ps(x, k[j], sum[j][row]); });
     });
+  }
+  const __m256 a = eight_sums(sum[0]), b = eight_sums(sum[kSlots - 1]);
+  const __m256 pairs[2] = {_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)};  // rows 0 1 4 5, 2 3 6 7
   unrolled<kRows>([&](auto row) {
-    constexpr int kLast = kSlots - 1;
-    const __m128 four = sums(sum[row][0], sum[row][kSlots > 1], sum[row][kSlots > 2 ? 2 : 0], sum[row][kLast]);
-    alignas(16) float to[4];
-    _mm_store_ps(to, four);
-    for (int j = 0; j < kSlots; ++j) {
-      for (int rest = i; rest < dim; ++rest) to[j] += q[row * dim + rest] * load1(key + j * pitch<T>(dim) + rest);
-      s[row * stride + j] = to[j];
-    }
+    const __m256 rows = pairs[row / 2 % 2];
+    const __m128 two = row < 4 ? _mm256_castps256_ps128(rows) : _mm256_extractf128_ps(rows, 1);
+    auto* to = reinterpret_cast<__m64*>(s + row * stride);
+    if constexpr (kSlots == 1)
+      _mm_store_ss(s + row * stride, row % 2 ? _mm_movehl_ps(two, two) : two);
+    else if constexpr (row % 2)
+      _mm_storeh_pi(to, two);
+    else
+      _mm_storel_pi(to, two);
   });
 }
 
+// q [rows][dim]; dim is at most kWideDim where there are several. Rows at the same place would fall on the same banks of
+// L1 and be read one a cycle: eights of all rows are put side by side.
 template <int kRows, typename T>
 void scores_rows(const float* q, const T* key, int n, int dim, float* s, int stride) {
-  constexpr int kSlots = kRows > 3 ? 2 : 4;
+  alignas(32) float eights[kRows > 1 ? kRows * kWideDim : 8];
+  const float* x = kRows > 1 ? eights : q;
+  for (int i = 0; kRows > 1 && i + 8 <= dim; i += 8)
+    for (int row = 0; row < kRows; ++row) _mm256_store_ps(eights + kRows * i + 8 * row, _mm256_loadu_ps(q + row * dim + i));
   int j = 0;
-  for (; j + kSlots <= n; j += kSlots) scores_tile<kRows, kSlots>(q, key + j * pitch<T>(dim), dim, s + j, stride);
-  for (; j < n; ++j) scores_tile<kRows, 1>(q, key + j * pitch<T>(dim), dim, s + j, stride);
+  for (; j + 2 <= n; j += 2) scores_tile<kRows, 2>(x, key + j * pitch<T>(dim), dim, s + j, stride);
+  if (j < n) scores_tile<kRows, 1>(x, key + j * pitch<T>(dim), dim, s + j, stride);
+  for (int i = dim / 8 * 8; i < dim; ++i)
+    for (int row = 0; row < kRows; ++row)
+      for (j = 0; j < n; ++j) s[row * stride + j] += q[row * dim + i] * load1(key + j * pitch<T>(dim) + i);
 }
 
 // Many rows share a block of slots that is transposed once: a lane is then a slot, and nothing is summed across lanes. The
 // eight partial sums that a lane's number in scores_tile stands for come one after the other, and meet as `sums` adds them.
-constexpr int kSlotsBlock = 64, kWideDim = 256;  // what fits the transposed block
+constexpr int kSlotsBlock = 64;  // what fits the transposed block
 constexpr int kManyRows = 9;
 
 // key [8 slots][dim] from i on becomes turned [8 inputs][kSlotsBlock].
@@ -160,7 +188,6 @@ void mix_tile(const float* p, int stride, const T* value, int n, int dim, float*
     __m256 weight[kRows];
     unrolled<kRows>([&](auto row) { weight[row] = _mm256_broadcast_ss(p + row * stride + j); });
     unrolled<kWide>([&](auto i) {
-      fetch(value + j * pitch<T>(dim) + 8 * i, 8 * i);
       const __m256 v = load8(value + j * pitch<T>(dim) + 8 * i);
       unrolled<kRows>([&](auto row) { sum[row][i] = _mm256_fmadd_ps(weight[row], v, sum[row][i]); });
     });
@@ -181,14 +208,13 @@ void mix_rows(const float* p, int stride, const T* value, int n, int dim, float*
       for (int j = 0; j < n; ++j) y[row * dim + i] += p[row * stride + j] * load1(value + j * pitch<T>(dim) + i);
 }
 
-// Rows at once: three need the fewest loads; of halves four are widened together.
-template <typename T>
-constexpr int kRowsAtOnce = sizeof(T) == 2 ? 4 : 3;
+// Rows at once: of eight sums that are added up together few stay empty.
+constexpr int kScoresRows = 7, kMixRows = 4;
 
 template <typename T>
 void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride) {
   constexpr decltype(&scores_rows<1, T>) kSome[] = {nullptr, scores_rows<1, T>, scores_rows<2, T>, scores_rows<3, T>,
-                                                    scores_rows<4, T>};
+                                                    scores_rows<4, T>, scores_rows<5, T>, scores_rows<6, T>, scores_rows<7, T>};
   if constexpr (sizeof(T) == sizeof(float)) {
     if (rows >= kManyRows && n <= kSlotsBlock && dim <= kWideDim && dim % 8 == 0) {
       const int done = scores_many(q, rows, key, n, dim, s, stride);
@@ -196,7 +222,7 @@ void scores(const float* q, int rows, const T* key, int n, int dim, float* s, in
     }
   }
   for (int row = 0, some; row < rows; row += some) {
-    some = std::min(rows - row, kRowsAtOnce<T>);
+    some = dim > kWideDim ? 1 : std::min(rows - row, kScoresRows);
     kSome[some](q + row * dim, key, n, dim, s + row * stride, stride);
   }
 }
@@ -205,7 +231,7 @@ template <typename T>
 void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y) {
   constexpr decltype(&mix_rows<1, T>) kSome[] = {nullptr, mix_rows<1, T>, mix_rows<2, T>, mix_rows<3, T>, mix_rows<4, T>};
   for (int row = 0, some; row < rows; row += some) {
-    some = std::min(rows - row, kRowsAtOnce<T>);
+    some = std::min(rows - row, kMixRows);
     kSome[some](p + row * stride, stride, value, n, dim, y + row * dim);
   }
 }

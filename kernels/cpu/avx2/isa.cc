@@ -7,6 +7,7 @@
 #include "kernels/cpu/avx2/decode.h"
 #include "kernels/cpu/avx2/tables.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/widen.h"
 
 namespace edgellm::EDGELLM_AVX2 {
 namespace {
@@ -215,7 +216,9 @@ constexpr Isa all(const char* name) {
           gelu_tanh,
           to_half,
           from_half,
-          from_int8};
+          from_int8,
+          to_floats<true>,
+          to_floats<false>};
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "kernels/cpu/avx512/exponentials.h"
 #include "kernels/cpu/avx512/quantize.h"
 #include "kernels/cpu/avx512/unpack.h"
+#include "kernels/cpu/widen.h"
 
 namespace edgellm::EDGELLM_AVX512 {
 constexpr Isa all(const char* name) {
@@ -26,7 +27,9 @@ constexpr Isa all(const char* name) {
           gelu_tanh,
           to_half,
           from_half,
-          from_int8};
+          from_int8,
+          to_floats<true>,
+          to_floats<false>};
 }
 }  // namespace edgellm::EDGELLM_AVX512
 

@@ -6,6 +6,7 @@
 // An sdot is 16 multiplications of bytes: 16 outputs by 8 inputs of a row are 16 of them, 8 cycles of two pipes, and
 // nothing else is in the loop but loads. A group's end adds about 22 cycles a row to the 64 that 64 inputs take.
 #include "kernels/cpu/neon/vectors.h"
+#include "kernels/cpu/widen.h"
 
 namespace edgellm {
 namespace neon {
@@ -49,6 +50,7 @@ void accumulate(const int8_t* weight, int quads, const float* w_scale, const flo
 const Isa kNeonDotprod = {"neon_dotprod",   neon::decoder,   neon::arrange,  neon::unpack,       neon::accumulate,
                           neon::quantize,   neon::scores,    neon::mix, neon::scores_half, neon::mix_half,
                           neon::scores_int8, neon::mix_int8, neon::largest,      neon::exponentials,
-                          neon::silu,       neon::gelu_tanh, neon::to_half,  neon::from_half, neon::from_int8};
+                          neon::silu,       neon::gelu_tanh, neon::to_half,  neon::from_half, neon::from_int8,
+                          to_floats<true>, to_floats<false>};
 
 }  // namespace edgellm

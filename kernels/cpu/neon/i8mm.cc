@@ -7,6 +7,7 @@
 // 16 outputs by 8 inputs of a row are 8 instructions, half of what sdot takes: 2 cycles of Neoverse V's four pipes.
 // Weights are put in that order once a call.
 #include "kernels/cpu/neon/vectors.h"
+#include "kernels/cpu/widen.h"
 
 namespace edgellm {
 namespace neon {
@@ -75,6 +76,7 @@ void multiply(const int8_t* weight, int quads, const float* w_scale, const float
 const Isa kNeonI8mm = {"neon_i8mm",    neon::decoder,   neon::arrange, neon::unpack,    neon::multiply,
                        neon::quantize, neon::scores,    neon::mix, neon::scores_half, neon::mix_half,
                        neon::scores_int8, neon::mix_int8, neon::largest,   neon::exponentials,
-                       neon::silu,     neon::gelu_tanh, neon::to_half, neon::from_half, neon::from_int8};
+                       neon::silu,     neon::gelu_tanh, neon::to_half, neon::from_half, neon::from_int8,
+                       to_floats<true>, to_floats<false>};
 
 }  // namespace edgellm

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from edgellm.runtime import load
 from edgellm.runtime.cli import main
 from edgellm.runtime.evaluation.documents import Document
-from edgellm.runtime.evaluation.run import GOLDEN, SCORED, prompt_ids
+from edgellm.runtime.evaluation.run import GOLDEN, RUN, SCORED, prompt_ids
 from edgellm.runtime.evaluation.tasks import Source, passkey
+from edgellm.runtime.kv_policy import parse_kv
 from edgellm.runtime.perplexity import surprise
 from tests.bundles import make_bundle
 from tests.conftest import write_folder
@@ -47,9 +48,9 @@ def test_answers_are_those_of_generate(bundle: Path, tmp_path: Path) -> None:
     cells = ["--kv", "vatp:25%,sinks=4", "--kv", "tova:40", "--kv", "window:40", "--kv", "h2o:25%,sinks=4,queries=50"]
     evaluated(bundle, "passkey", "--items", "2", "--results", str(tmp_path / "r"), *cells)
     encode = load(bundle, kv="full", threads=1).encode
-    for row in rows(tmp_path / "r"):
-        source = Source([Document(SPEECH)], lambda text: len(encode(text)), 300)
-        item = passkey(source, np.random.default_rng([0, row["item"]]), row["item"] * GOLDEN % 1)
+    source = Source([Document(SPEECH)], lambda text: len(encode(text)), 300)
+    items = passkey(source, np.random.default_rng([0, 0]), [i * GOLDEN % 1 for i in range(5)])
+    for row, item in zip(rows(tmp_path / "r"), items, strict=False):
         assert set(row["answers"]) == {"full", *cells[1::2]}
         for kv, answer in row["answers"].items():
             budget = kv.replace("25%", str(round(0.25 * row["prompt_tokens"])))
@@ -64,8 +65,10 @@ def test_a_texts_score_is_the_surprise_of_what_follows_its_prompt(bundle: Path, 
     alone = load(bundle, kv="vatp:80,sinks=4,prefill=whole", threads=1)
     text = " ".join(source.filler(np.random.default_rng([0, 0]), round(1.1 * (300 + SCORED))))
     ids = alone.encode(text)[: 300 + SCORED]
-    logits = [alone.prefill(ids[:300]), *(alone.step(token) for token in ids[300:-1])]
-    nats = surprise(np.stack(logits), np.array(ids[300:])) / SCORED
+    logits = [alone.prefill(ids[:300])[None]]
+    alone.follow(parse_kv("vatp:80,sinks=4", 1024))
+    logits += [alone.prefill(ids[start : start + RUN], "all") for start in range(300, len(ids), RUN)]
+    nats = surprise(np.concatenate(logits)[:-1], np.array(ids[300:])) / SCORED
     assert rows(tmp_path / "r")[0]["scores"]["vatp:80,sinks=4"] == pytest.approx(nats, abs=1e-6)
     assert facts["cells"][1]["score"] == pytest.approx(math.exp(nats))
     assert facts["score"] == "perplexity"

@@ -10,8 +10,9 @@ import pytest
 
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.evaluation.documents import Document, read_documents
-from edgellm.runtime.evaluation.tasks import NEEDLES, TASKS, Item, Source
+from edgellm.runtime.evaluation.tasks import TASKS, Depths, Item, Source
 
+DEPTHS = [0.0, 0.3, 0.6, 1.0]
 SPEECH = " ".join(f"In the year of drought number {n} the people of the hills sent word to us." for n in range(400))
 PASSAGES = [
     Document(f"The old mill at the river was built in {1500 + n} by Tom Harker{n}. It still stands today, they say.")
@@ -26,66 +27,77 @@ def words(text: str) -> int:
     return len(text.split())
 
 
-def built(task: str, documents: list[Document], depth: float, seed: int = 0, first: bool = False) -> Item:
+def built(
+    task: str, documents: list[Document], depths: Depths = DEPTHS, seed: int = 0, first: bool = False
+) -> list[Item]:
     source = Source(documents, words, 900, first)
-    item = TASKS[task](source, np.random.default_rng(seed), depth)
-    assert 850 <= words(item.text) <= 905
-    return item
+    items = TASKS[task](source, np.random.default_rng(seed), depths)
+    assert all(840 <= words(item.text) <= 920 for item in items)
+    return items
 
 
 @pytest.mark.parametrize("task", ["passkey", "needles"])
 def test_a_number_is_hidden_at_its_depth(task: str) -> None:
     at = []
-    for depth in (0.0, 0.3, 1.0):
-        item = built(task, [Document(SPEECH)], depth)
+    for item in built(task, [Document(SPEECH)]):
         (number,) = item.answers
         assert number not in SPEECH
-        assert item.text.count(f"{item.cue} {number}" if task == "needles" else f"key is {number}") == 1
+        assert item.text.count(f"{item.cue} {number}") == 1
         at.append(item.text.index(number) / len(item.text))
-    np.testing.assert_allclose(at, [0.0, 0.3, 0.97], atol=0.06)
+    np.testing.assert_allclose(at, [0.0, 0.3, 0.6, 0.97], atol=0.06)
+
+
+def test_needles_share_a_text_and_pass_keys_do_not() -> None:
+    texts = [item.text.rpartition("\n\n")[0] for item in built("needles", [Document(SPEECH)])]
+    assert len(set(texts)) == 1
+    assert len({item.text for item in built("passkey", [Document(SPEECH)])}) == 4
 
 
 def test_all_needles_are_asked_for_and_in_the_text() -> None:
-    item = built("needles-all", [Document(SPEECH)], 0.5)
-    assert len(set(item.answers)) == NEEDLES
+    (item,) = built("needles-all", [Document(SPEECH)])
+    assert len(set(item.answers)) == len(DEPTHS)
     assert all(item.text.count(number) == 1 for number in item.answers)
 
 
 def test_the_question_comes_last_or_first() -> None:
-    last, first = (built("passkey", [Document(SPEECH)], 0.5, first=first).text for first in (False, True))
+    last, first = (built("passkey", [Document(SPEECH)], first=first)[0].text for first in (False, True))
     assert last.endswith("mentions?")
     assert first.startswith("What is the pass key")
     assert sorted(last.split()) == sorted(first.split())
 
 
 def test_other_seeds_are_other_items_and_the_same_one_the_same() -> None:
-    assert built("needles", [Document(SPEECH)], 0.5) == built("needles", [Document(SPEECH)], 0.5)
-    assert built("needles", [Document(SPEECH)], 0.5).answers != built("needles", [Document(SPEECH)], 0.5, 1).answers
+    assert built("needles", [Document(SPEECH)]) == built("needles", [Document(SPEECH)])
+    assert built("needles", [Document(SPEECH)])[0].answers != built("needles", [Document(SPEECH)], seed=1)[0].answers
 
 
 def test_a_gap_is_what_only_one_passage_fills() -> None:
-    for seed in range(10):
-        item = built("qa", PASSAGES, 0.5, seed)
-        (gap,) = item.answers
-        assert item.words == words(gap)
-        assert item.text.count(f"{item.cue} {gap}") == 1
-        passage = next(d.text for d in PASSAGES if f"{item.cue} {gap}" in d.text)
-        assert gap not in item.text.replace(passage, "")
+    for seed in range(5):
+        for item in built("qa", PASSAGES, seed=seed):
+            (gap,) = item.answers
+            assert item.words == words(gap)
+            assert item.text.count(f"{item.cue} {gap}") == 1
+            passage = next(d.text for d in PASSAGES if f"{item.cue} {gap}" in d.text)
+            assert gap not in item.text.replace(passage, "")
 
 
 def test_a_documents_own_question_is_asked_among_others() -> None:
-    item = built("qa", PAIRS, 0.0)
-    number = int(item.answers[0].removeprefix("it is ")) ** 0.5
-    assert item.text.startswith(f"Question: who is {number:.0f}?\nAnswer: {item.answers[0]}\n\n")
-    assert item.text.endswith(f"who is {number:.0f}?")
-    assert item.text.count("Answer:") > 50
+    items = built("qa", PAIRS)
+    assert len({item.answers for item in items}) == len(DEPTHS)
+    for item in items:
+        number = int(item.answers[0].removeprefix("it is ")) ** 0.5
+        assert f"Question: who is {number:.0f}?\nAnswer: {item.answers[0]}\n\n" in item.text
+        assert item.text.endswith(f"who is {number:.0f}?")
+        assert item.text.count("Answer:") > 50
 
 
 def test_documents_that_do_not_serve_are_told() -> None:
     with pytest.raises(UsageError, match="fewer than 900 tokens"):
-        built("passkey", [Document("Too short.")], 0.5)
-    with pytest.raises(UsageError, match="no sentence with a name or number"):
-        built("qa", [Document("nothing but words of no name here at all.")], 0.5)
+        built("passkey", [Document("Too short.")])
+    with pytest.raises(UsageError, match="have 0 short passages with a name or number"):
+        built("qa", [Document("nothing but words of no name here at all.")])
+    with pytest.raises(UsageError, match="2 documents have a short answer; 4 are needed"):
+        built("qa", PAIRS[:2])
 
 
 @pytest.mark.parametrize(
