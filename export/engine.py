@@ -85,7 +85,8 @@ def refuse_engine(config: ExportConfig, weight_bytes: int, head_bytes: int) -> N
     """Raise, before any work, where the engine that was asked for cannot be built: UsageError for a device that no
     TensorRT-RTX engine runs on, EdgellmError where TensorRT-RTX is not installed or memory is short.
 
-    weight_bytes: of all matrices; head_bytes: of the output's matrix. `tensorrt` need not be here: its engine is built on the device.
+    weight_bytes: of all matrices; head_bytes: of the output's matrix. `tensorrt` need not be here: its engine is built
+    on the device.
     """
     capability = config.device.compute_capability
     if config.engine != "none" and config.kv_bits != 16:
