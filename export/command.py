@@ -15,6 +15,7 @@ from rich.table import Table
 from edgellm.devices.profile import HOST, Recipe
 from edgellm.export.budget import Budget
 from edgellm.export.config import FIT_MINUTES, RECOVER, ExportConfig
+from edgellm.export.distill import parse
 from edgellm.export.estimate import Estimate
 from edgellm.export.fit import size
 from edgellm.export.level import Sparsity
@@ -58,7 +59,13 @@ Examples:
               help="Text, JSON list or JSON lines. Default: the dense model writes its own.")  # fmt: skip
 @click.option("--recover", type=click.Choice(RECOVER), default=ExportConfig.recover, show_default=True,
               help="What wins back the loss below 8 bits and of pruning: sparsegpt lets later weights make good what "
-                   "earlier ones lost; none searches scales only.")  # fmt: skip
+                   "earlier ones lost; distill also trains them towards the dense model; none searches scales "
+                   "only.")  # fmt: skip
+@click.option("--distill", metavar="LIST", default=",".join(ExportConfig.distill), show_default=True,
+              help="With --recover distill: coarse (soft labels, final states), fine (states after every block, and "
+                   "training block by block first), self (the student's own average).")  # fmt: skip
+@click.option("--recover-minutes", type=float, default=ExportConfig.recover_minutes, show_default=True,
+              help="With --recover distill: time for training the whole model; 0: block by block only.")  # fmt: skip
 @click.option("--fit", metavar="SIZE",
               help="Search the recipe that loses least in a bundle of at most SIZE, 70MB, or bits a weight, 4.5bits: "
                    "each matrix dense, 4:8 or 2:4, at 8 or 4 bits.")  # fmt: skip
@@ -76,14 +83,14 @@ Examples:
 @click.option("--engine-operators", type=click.Choice(ENGINE_OPERATORS), default="standard", show_default=True,
               help="What that graph is made of: standard operators with a full KV cache, or our plugins.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True,
-              help="Of the text the model writes itself, and of the search.")  # fmt: skip
+              help="Of the text the model writes itself, of training and of the search.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace OUT if it is a bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 def command(
     source: Path, out: Path, device_name: str, sparsity: str | None, scope: str, bits: str | None,
-    head_bits: str | None, kv: str | None, kv_bits: str, calibration: Path | None, recover: str, fit: str | None,
-    fit_minutes: float, max_loss: float | None, references: bool | None, adapt: bool, engine: str,
-    engine_operators: str, seed: int, force: bool, as_json: bool,
+    head_bits: str | None, kv: str | None, kv_bits: str, calibration: Path | None, recover: str, distill: str,
+    recover_minutes: float, fit: str | None, fit_minutes: float, max_loss: float | None, references: bool | None,
+    adapt: bool, engine: str, engine_operators: str, seed: int, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle: SOURCE is a Hugging Face folder or a .gguf file, OUT the bundle's folder."""
     device = find_device(device_name)
@@ -92,7 +99,8 @@ def command(
         source, out, Sparsity.parse(sparsity or preset.sparsity), scope, int(bits) if bits else preset.bits,
         int(head_bits) if head_bits else None, kv, calibration, seed, force, recover, device,
         kv_bits=int(kv_bits), adapt=adapt, fit=Budget.parse(fit) if fit else None, fit_minutes=fit_minutes,
-        max_loss=max_loss, references=references, engine=engine, engine_operators=engine_operators,
+        max_loss=max_loss, references=references, distill=parse(distill), recover_minutes=recover_minutes,
+        engine=engine, engine_operators=engine_operators,
     )  # fmt: skip
     started = time.perf_counter()
     console = Console(stderr=True)

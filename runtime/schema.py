@@ -39,9 +39,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the weights were made: "dass:2:4" or "none", "mlp" or "all", 4 | 8 or "as stored"; recover: "sparsegpt" or
-    "none", and "none" for bundles of 0.1.0's first days, which do not say. fit: the size that was asked for, where the
-    recipe was searched; levels: what it then gave to which matrices, and sparsity, bits and head_bits are "searched".
+    """How the weights were made: "dass:2:4" or "none", "mlp" or "all", 4 | 8 or "as stored"; recover: "sparsegpt",
+    "distill" or "none", and "none" for bundles of 0.1.0's first days, which do not say. fit: the size that was asked
+    for, where the recipe was searched; levels: what it then gave to which matrices, and sparsity, bits and head_bits
+    are "searched". distill_steps: of the whole model's training.
     """
 
     source: str
@@ -53,6 +54,7 @@ class Recipe:
     recover: str = "none"
     fit: str | None = None
     levels: dict[str, str] = field(default_factory=dict)
+    distill_steps: int = 0
 
 
 @dataclass(frozen=True)
