@@ -143,3 +143,21 @@ def test_what_is_missing_is_said(launched: Any) -> None:
         code, lines, said = launched("matmul", 1, driver=False)
         assert (code, lines) == (1, [])
         assert "libcuda.so.1" in said
+
+
+def test_the_table_above_is_the_one_that_compiling_writes() -> None:
+    """Arguments and constants of the real kernels, where triton is installed: what the plugins pass by name."""
+    pytest.importorskip("triton", reason="triton compiles the kernels: pip install 'edgellm[gpu-kernels]'")
+    from edgellm.kernels.gpu.compile import arguments
+    from edgellm.kernels.gpu.variants import chosen
+
+    seen = set()
+    for variant in chosen():
+        if variant.entry in KERNELS:
+            names, constants = KERNELS[variant.entry]
+            seen.add(variant.entry)
+            assert [name for name, _ in arguments(variant)] == names.split(), variant.name
+            assert constants.keys() <= variant.constants.keys(), variant.name
+            if variant.activations == variant.result == "fp16":
+                assert all(typed == kind(name) for name, typed in arguments(variant)), variant.name
+    assert seen == set(KERNELS)
