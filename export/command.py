@@ -152,8 +152,8 @@ def estimate_table(expected: Estimate, config: ExportConfig) -> Table:
     ]
     if config.engine != "none":
         there = "here" if installed(config.engine) else "on the device"
-        inside = expected.weight_bytes if config.engine_operators == "standard" else 0
-        rows.append(("engine", f"building it takes about {size(build_estimate(inside))} of memory {there}"))
+        takes = f"building it takes about {size(build_estimate(expected.weight_bytes))} of memory {there}"
+        rows.append(("engine", takes if config.engine_operators == "standard" else "weights stay outside of it"))
     table = Table(show_header=False, box=None, title="estimate", title_justify="left")
     for row in rows:
         table.add_row(*row)

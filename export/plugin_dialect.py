@@ -1,7 +1,7 @@
 """The decoder for TensorRT with our plugins (kernels/tensorrt): NMMatMul and PrunedKVAttention over the CPU's tiles.
 
-Weights are network inputs, not constants: the engine holds none of them, so that it is small, takes little memory to
-build whatever the model's size, and runs on the very model.onnx.data that the CPU maps.
+Weights are network inputs, not constants: the engine holds none of them and runs on the very
+model.onnx.data that the CPU maps.
 
 Inputs: embedded float32 [T, hidden] (standard_dialect.py), positions int64 [T], rows int64 [R], control int64 [layers,
 fields]; tiles.NAME int8 [bytes] for every matrix; per layer key.L and value.L fp16 [kv_heads, capacity, head_dim],
