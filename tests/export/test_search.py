@@ -263,7 +263,7 @@ def test_what_was_packed_after_the_search_is_of_its_levels(
     """Interrupted while packing, the next export takes the levels that were found, without a search."""
     calibration_file(tmp_path)
 
-    def stop(*arguments: Any) -> Any:
+    def stop(*arguments: Any, **named: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "decoder_graph", stop)
