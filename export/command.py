@@ -12,18 +12,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from edgellm.devices.profile import HOST, Device, Recipe
+from edgellm.devices.profile import HOST, Recipe
 from edgellm.export.budget import Budget
 from edgellm.export.config import FIT_MINUTES, RECOVER, ExportConfig
+from edgellm.export.distill import parse
 from edgellm.export.estimate import Estimate
 from edgellm.export.fit import size
 from edgellm.export.level import Sparsity
 from edgellm.export.pipeline import export
+from edgellm.runtime.bundle_files import ENGINE, ENGINE_GRAPH
 from edgellm.runtime.commands.devices import find_device
 from edgellm.runtime.commands.inspect import bits_per_weight
 from edgellm.runtime.commands.output import print_json
+from edgellm.runtime.engine_build import build_estimate
 from edgellm.runtime.errors import EdgellmError
-from edgellm.runtime.schema import Matrix
+from edgellm.runtime.schema import ENGINE_OPERATORS, ENGINES, Matrix
+from edgellm.runtime.tensorrt_module import installed
 
 _EXAMPLE = """\b
 Examples:
@@ -55,7 +59,13 @@ Examples:
               help="Text, JSON list or JSON lines. Default: the dense model writes its own.")  # fmt: skip
 @click.option("--recover", type=click.Choice(RECOVER), default=ExportConfig.recover, show_default=True,
               help="What wins back the loss below 8 bits and of pruning: sparsegpt lets later weights make good what "
-                   "earlier ones lost; none searches scales only.")  # fmt: skip
+                   "earlier ones lost; distill also trains them towards the dense model; none searches scales "
+                   "only.")  # fmt: skip
+@click.option("--distill", metavar="LIST", default=",".join(ExportConfig.distill), show_default=True,
+              help="With --recover distill: coarse (soft labels, final states), fine (states after every block, and "
+                   "training block by block first), self (the student's own average).")  # fmt: skip
+@click.option("--recover-minutes", type=float, default=ExportConfig.recover_minutes, show_default=True,
+              help="With --recover distill: time for training the whole model; 0: block by block only.")  # fmt: skip
 @click.option("--fit", metavar="SIZE",
               help="Search the recipe that loses least in a bundle of at most SIZE, 70MB, or bits a weight, 4.5bits: "
                    "each matrix dense, 4:8 or 2:4, at 8 or 4 bits.")  # fmt: skip
@@ -67,15 +77,20 @@ Examples:
               help="Measure dense layers of 4 and 3 bits beside. Default: where matrices are corrected.")  # fmt: skip
 @click.option("--adapt", is_flag=True,
               help="Also write what test-time adaptation needs: the gradient graph, and when to adapt.")  # fmt: skip
+@click.option("--engine", type=click.Choice(["none", *ENGINES]), default="none", show_default=True,
+              help="Also a graph for TensorRT, and its engine where it can be built here: tensorrt-rtx for a PC's RTX "
+                   "card, tensorrt for a Jetson, where edgellm build-engine finishes it.")  # fmt: skip
+@click.option("--engine-operators", type=click.Choice(ENGINE_OPERATORS), default="standard", show_default=True,
+              help="What that graph is made of: standard operators with a full KV cache, or our plugins.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True,
-              help="Of the text the model writes itself, and of the search.")  # fmt: skip
+              help="Of the text the model writes itself, of training and of the search.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace OUT if it is a bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 def command(
     source: Path, out: Path, device_name: str, sparsity: str | None, scope: str, bits: str | None,
-    head_bits: str | None, kv: str | None, kv_bits: str, calibration: Path | None, recover: str, fit: str | None,
-    fit_minutes: float, max_loss: float | None, references: bool | None, adapt: bool, seed: int, force: bool,
-    as_json: bool,
+    head_bits: str | None, kv: str | None, kv_bits: str, calibration: Path | None, recover: str, distill: str,
+    recover_minutes: float, fit: str | None, fit_minutes: float, max_loss: float | None, references: bool | None,
+    adapt: bool, engine: str, engine_operators: str, seed: int, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle: SOURCE is a Hugging Face folder or a .gguf file, OUT the bundle's folder."""
     device = find_device(device_name)
@@ -84,7 +99,8 @@ def command(
         source, out, Sparsity.parse(sparsity or preset.sparsity), scope, int(bits) if bits else preset.bits,
         int(head_bits) if head_bits else None, kv, calibration, seed, force, recover, device,
         kv_bits=int(kv_bits), adapt=adapt, fit=Budget.parse(fit) if fit else None, fit_minutes=fit_minutes,
-        max_loss=max_loss, references=references,
+        max_loss=max_loss, references=references, distill=parse(distill), recover_minutes=recover_minutes,
+        engine=engine, engine_operators=engine_operators,
     )  # fmt: skip
     started = time.perf_counter()
     console = Console(stderr=True)
@@ -100,7 +116,7 @@ def command(
 
         def announce(expected: Estimate) -> None:
             told.append(expected)
-            bars.console.print(estimate_table(expected, device))
+            bars.console.print(estimate_table(expected, config))
 
         try:
             facts = export(config, progress, announce)
@@ -115,8 +131,9 @@ def command(
     report(facts, out, time.perf_counter() - started)
 
 
-def estimate_table(expected: Estimate, device: Device) -> Table:
+def estimate_table(expected: Estimate, config: ExportConfig) -> Table:
     """What the export will give and take, for people."""
+    device = config.device
     room = "" if device.usable_bytes is None else f" of {size(device.usable_bytes)} for a model"
     speed = f"not known: the bandwidth of {device.name} is not"
     if expected.tokens_per_s is not None and expected.tokens_per_s_full_cache is not None:
@@ -133,6 +150,10 @@ def estimate_table(expected: Estimate, device: Device) -> Table:
         ("memory here", f"{size(expected.host_bytes)}, {size(expected.host_mapped_bytes)} of it mapped files"),
         ("time here", f"roughly {duration(expected.seconds)}"),
     ]
+    if config.engine != "none":
+        there = "here" if installed(config.engine) else "on the device"
+        takes = f"building it takes about {size(build_estimate(expected.weight_bytes))} of memory {there}"
+        rows.append(("engine", takes if config.engine_operators == "standard" else "weights stay outside of it"))
     table = Table(show_header=False, box=None, title="estimate", title_justify="left")
     for row in rows:
         table.add_row(*row)
@@ -144,6 +165,15 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds, -1)):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"
+
+
+def engine_line(engine: dict[str, Any], files: dict[str, Any], out: Path) -> str:
+    """What became of --engine, in one line."""
+    checked = engine["parity"] and f"; its graph is within {engine['parity']['logit_error']:.1e} of torch"
+    if engine["built"] is None:
+        return f"{ENGINE_GRAPH}{checked or ''}. On the device: edgellm build-engine {out}"
+    made = f"{files[ENGINE]['bytes'] / 1e6:.1f} MB, {engine['kind']} {engine['built']['version']}"
+    return f"{made} for {', '.join(engine['built']['compute_capabilities'])}{checked or ''}"
 
 
 def report(facts: dict[str, Any], out: Path, seconds: float) -> None:
@@ -168,6 +198,8 @@ def report(facts: dict[str, Any], out: Path, seconds: float) -> None:
                               f"{parity['prompts']} greedy texts equal for {parity['tokens']} tokens"),
         ("next", f'edgellm generate {out} -p "Once upon a time"'),
     ]  # fmt: skip
+    if engine := facts["engine"]:
+        rows.insert(-1, ("engine", engine_line(engine, facts["files"], out)))
     table = Table(show_header=False, box=None)
     if facts["graph"] == "optimum":
         rows[-2] = ("parity with torch", f"{rows[-2][1]}, before rounding")

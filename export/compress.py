@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edgellm.export import prune
 from edgellm.export.architectures import MATRICES, Architecture, role
+from edgellm.export.block_recovery import Goal, recover_block
 from edgellm.export.calibrate import statistics
 from edgellm.export.checkpoint import Checkpoint, Source
 from edgellm.export.config import ExportConfig
@@ -59,11 +60,13 @@ def rounded(config: ExportConfig, name: str, weight: Tensor, read: Read | None =
 
 
 def compress_layer(
-    config: ExportConfig, checkpoint: Checkpoint, layer: int, x: Tensor | None, also: Heard | None = None
-) -> tuple[dict[str, Quantized], Tensor | None]:
+    config: ExportConfig, checkpoint: Checkpoint, layer: int, x: Tensor | None, also: Heard | None = None,
+    goal: Goal | None = None,
+) -> tuple[dict[str, Quantized], Tensor | None]:  # fmt: skip
     """All matrices of one layer, by role. x [N, T, hidden], the calibration text's states entering the layer, or None:
     inputs are taken with the layer's dense weights, and x moves on through its compressed ones (methods.md A2.1).
-    also: told what the matrices read of x.
+    also: told what the matrices read of x. goal: where the dense model is, which the layer is then trained to come to
+    (block_recovery.py); it moves on too.
     """
     arch = checkpoint.architecture
     read = None
@@ -77,6 +80,8 @@ def compress_layer(
         for part in ("gate", "up"):
             name = f"layers.{layer}.{part}"
             found[part] = rounded(config, name, checkpoint.matrix(name), read)
+    if x is not None and goal is not None:
+        found = recover_block(config, checkpoint, layer, found, x, goal)
     if x is not None:
         block: Block = {role: torch.from_numpy(dequantize(q)) for role, q in found.items()}
         block |= {role: checkpoint.vector(f"layers.{layer}.{role}") for role in arch.vectors}

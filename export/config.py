@@ -10,6 +10,7 @@ from edgellm.devices.host import detect
 from edgellm.devices.profile import Device
 from edgellm.export.architectures import Architecture, role
 from edgellm.export.budget import Budget
+from edgellm.export.distill import USUAL
 from edgellm.export.level import Level, Sparsity
 from edgellm.export.prune import SCOPES, SWEPT
 from edgellm.kernels.layout import Format
@@ -17,9 +18,11 @@ from edgellm.runtime.errors import EdgellmError, UsageError
 from edgellm.runtime.kv_policy import KVPolicy, parse_kv
 from edgellm.runtime.schema import KV_BITS
 
-RECOVER = ("none", SWEPT)
+DISTILL = "distill"
+RECOVER = ("none", SWEPT, DISTILL)
 HELD_OUT = 4  # sequences for perplexity and parity, never used to calibrate
 FROM_FILE = (64, 512)  # sequences and tokens each that calibrate: 32k tokens
+TO_DISTILL = 320  # of the file's sequences that the whole model learns from; FROM_FILE calibrate its blocks
 SELF_WRITTEN = (32, 256)  # the dense model's own text costs a forward pass a token
 FIT_MINUTES = 10.0
 ROUNDED = 8  # bits of what is neither stored in a form that a tile can hold nor asked for in another width
@@ -30,11 +33,14 @@ class ExportConfig:
     """One export. bits None: keep what the file stores where a tile can hold it, round the rest to 8 bits.
 
     recover: what wins back the loss: "sparsegpt" (errors are corrected by what is rounded after them, wherever weights
-    are pruned or rounded below 8 bits) | "none" (scales are searched, no more).
+    are pruned or rounded below 8 bits) | "distill" (that, and then trained towards the dense model at the granularities
+    `distill`: block by block where "fine" is one, and for about recover_minutes as a whole) | "none" (scales are
+    searched, no more).
     head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: the
     bundle's default, as edgellm.runtime.kv_policy.parse_kv reads it; None: the device's. kv_bits: of keys and values,
     16 or 8. seed: of the text the model writes itself when calibration is None. device: what the bundle must fit.
-    adapt: write the gradient graph too, and measure the gate.
+    adapt: write the gradient graph too, and measure the gate. engine: "none", or whose TensorRT graph and engine are
+    written beside the CPU's, "tensorrt-rtx" | "tensorrt"; engine_operators: "standard" | "plugins".
 
     fit: search the recipe of at most this size that loses least (search.py); fit_minutes: what its mutations may take.
     levels: by a matrix's canonical name, what it is given instead of sparsity and bits: what the search found.
@@ -61,6 +67,10 @@ class ExportConfig:
     max_loss: float | None = None
     references: bool | None = None
     adapt: bool = False
+    distill: tuple[str, ...] = USUAL
+    recover_minutes: float = 20.0
+    engine: str = "none"
+    engine_operators: str = "standard"
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -72,7 +82,14 @@ class ExportConfig:
             raise UsageError(f"KV bits is {self.kv_bits}", "Use 16 or 8.")
         if self.recover not in RECOVER:
             raise UsageError(f'recover "{self.recover}" is unknown', f"Use {' or '.join(RECOVER)}.")
-        if self.sparsity.method == SWEPT and self.recover != SWEPT:
+        if not 0 <= self.recover_minutes < float("inf"):
+            raise UsageError(f"{self.recover_minutes} minutes to recover", "Use 0, for blocks only, or more.")
+        if self.recover == DISTILL and not self.recover_minutes and "fine" not in self.distill:
+            raise UsageError(
+                "0 minutes to recover leave blocks only, the fine granularity, and --distill leaves that out",
+                "Add fine, or give minutes.",
+            )
+        if self.sparsity.method == SWEPT and self.recover == "none":
             raise UsageError(
                 f"{self.sparsity} chooses its mask while it updates weights, and --recover {self.recover} updates none",
                 "Leave --recover out, or use dass, wanda or magnitude.",
@@ -98,6 +115,21 @@ class ExportConfig:
         return self.recover != "none" and (self.coarse or self.sparsity.method != "none")
 
     @property
+    def distills(self) -> bool:
+        """Whether what was corrected is then trained."""
+        return self.recover == DISTILL and self.updates
+
+    @property
+    def trains_blocks(self) -> bool:
+        """Whether blocks are trained one by one, before the whole."""
+        return self.distills and "fine" in self.distill
+
+    @property
+    def trains_whole(self) -> bool:
+        """Whether the whole model is trained."""
+        return self.distills and self.recover_minutes > 0
+
+    @property
     def compares(self) -> bool:
         """Whether dense layers of 4 and 3 bits are measured too."""
         return self.updates if self.references is None else self.references
@@ -118,6 +150,8 @@ class ExportConfig:
     def text_shape(self, context: int) -> tuple[int, int]:
         """(sequences, tokens each) of the text to get: HELD_OUT to measure with, the rest to calibrate on."""
         sequences, length = FROM_FILE if self.calibration else SELF_WRITTEN
+        if self.calibration and self.distills:
+            sequences = TO_DISTILL
         return HELD_OUT + (sequences if self.calibrates else 0), min(length, context)
 
     def level(self, name: str) -> Level:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from edgellm.export import recovery_cost
 from edgellm.export.architectures import MATRICES, Architecture
-from edgellm.export.config import HELD_OUT, ExportConfig
+from edgellm.export.config import FROM_FILE, HELD_OUT, ExportConfig
 from edgellm.export.decoder import TOKENS_AT_ONCE
 from edgellm.export.evopress import OFFSPRING
 from edgellm.export.search import STAGES
@@ -70,8 +71,9 @@ def _peak(
     if written is not None:
         text = written.held_bytes + written.cache_bytes + 2 * 4 * written.batch * arch.vocabulary  # logits, softmax
         text += 0 if written.held == torch.float32 else reading + SLABS
+    calibrating = min(sequences - HELD_OUT, FROM_FILE[0])
     beside = 4 * HELD_OUT * length * arch.hidden
-    states = 4 * (sequences - HELD_OUT) * length * arch.hidden if config.calibrates else 0
+    states = 4 * calibrating * length * arch.hidden if config.calibrates else 0
     attention = (arch.heads + 2 * arch.kv_heads) * arch.head_dim
     passing = 4 * TOKENS_AT_ONCE * (4 * arch.hidden + 2 * attention + 4 * arch.ff)
     # Beside a block in float32: its codes, scales and masks.
@@ -79,12 +81,14 @@ def _peak(
     corrects = config.updates or config.compares
     compress += _hessians(arch) + 4 * max(matrices) if corrects else 0  # the sweep's targets, errors and values
     compress += 2 * beside + block if config.compares else 0  # states of both references, and another block
+    compress += recovery_cost.block_bytes(arch, calibrating, length) if config.trains_blocks else 0
     if config.fit:  # states of what is scored side by side, and its own block
         compress += 4 * OFFSPRING * STAGES[-1] * length * arch.hidden + block
+    whole = recovery_cost.whole_bytes(arch, config, sequences - HELD_OUT, length) if config.trains_whole else 0
     positions = 4 * arch.layers * arch.kv_heads * arch.context  # of the full cache that parity runs with
     parity = SESSION + positions + max(reading, LOGITS_AT_ONCE + SLABS + UNPACKING)
     dense = max(reading, block + passing) + 2 * beside
-    return max([(text, 0), (compress, 0), (parity, weights), (dense, 0)], key=sum)
+    return max([(text, 0), (compress, 0), (whole, 0), (parity, weights), (dense, 0)], key=sum)
 
 
 def _inputs(arch: Architecture) -> list[int]:
@@ -105,16 +109,20 @@ def _seconds(
     tokens = PARITY_TOKENS + (3 + 2 * config.compares) * HELD_OUT * length
     seconds = PACK * arch.parameters
     if config.calibrates:
-        read = (sequences - HELD_OUT) * length
+        read = min(sequences - HELD_OUT, FROM_FILE[0]) * length
         tokens += (3 + (config.head_bits == 4)) * read  # statistics in float64, and on; what the head reads
         sums = 2 * read * sum(size * size for size in _inputs(arch)) * arch.layers
         seconds += sums / (FLOPS * cores) if config.coarse or config.updates else 0
     if config.updates or config.coarse:
         seconds += (SWEEP if config.updates else SEARCH) * arch.parameters
+    if config.distills:
+        seconds += recovery_cost.seconds(arch, config, sequences - HELD_OUT, length, cores)
     if config.compares:
         seconds += 2 * SWEEP * arch.parameters
     if config.fit:
-        tokens += 2 * (sequences - HELD_OUT) * length + (len(units(arch)) // 2 + 2 * STAGES[-1]) * length
+        tokens += (
+            2 * min(sequences - HELD_OUT, FROM_FILE[0]) * length + (len(units(arch)) // 2 + 2 * STAGES[-1]) * length
+        )
         seconds += LEVELS * SWEEP * arch.parameters + 60 * config.fit_minutes
     seconds += tokens / rate
     if written is not None:

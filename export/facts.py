@@ -85,6 +85,7 @@ def frame(
         "matrices": matrices,
         "quality": None,
         "parity": None,
+        "engine": None,
         "files": dict(files),
     }
 

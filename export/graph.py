@@ -34,7 +34,7 @@ def decoder_graph(
     x = b.packed("QuantGather", "ids", "embedding", "embedded")
     if arch.embedding_scale != 1:
         x = b.node("Mul", [x, b.constant("embedding_scale", np.float32(arch.embedding_scale))], "scaled")
-    rotations = _rotations(b, arch)
+    turns = rotations(b, arch)
     caches_in, caches_out = [], []
     block = fused_block if fused else separate_block
     for layer in range(arch.layers):
@@ -42,7 +42,7 @@ def decoder_graph(
         shapes = [(KV[kv_bits], [*slots, row_width(arch.head_dim, kv_bits)])] * 2
         shapes += [(TensorProto.INT32, slots), (TensorProto.FLOAT, [*slots, "planes"])]
         caches = [f"{name}.{layer}" for name in ("key", "value", "position", "score")]
-        x = block(b, arch, layer, x, rotations[arch.layers_as[layer].rope], caches)
+        x = block(b, arch, layer, x, turns[arch.layers_as[layer].rope], caches)
         for name, shape in zip(caches, shapes, strict=True):
             caches_in.append(helper.make_tensor_value_info(name, *shape))
             caches_out.append(helper.make_tensor_value_info(f"{name}.out", *shape))
@@ -58,7 +58,7 @@ def decoder_graph(
     return b.model("decoder", [*integers, *caches_in], [result, *caches_out])
 
 
-def _rotations(b: Nodes, arch: Architecture) -> dict[Rope, tuple[str, str]]:
+def rotations(b: Nodes, arch: Architecture) -> dict[Rope, tuple[str, str]]:
     """cos and sin [T, dims/2] of position * frequency, once for all layers that share a Rope."""
     place = b.node("Cast", ["positions"], "place", to=TensorProto.FLOAT)
     column = b.constant("column", np.array([1], np.int64))

@@ -31,6 +31,8 @@ def fingerprint(config: ExportConfig) -> str:
     recipe |= {"head_bits": config.head_bits, "recover": config.recover, "version": VERSION, "torch": torch.__version__}
     recipe |= {"kv_bits": config.kv_bits}
     recipe |= {"references": config.compares, "fit": str(config.fit), "fit_minutes": str(config.fit_minutes)}
+    if config.distills:
+        recipe |= {"distill": ",".join(config.distill), "minutes": str(config.recover_minutes)}
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
     files = [config.source] if config.source.is_file() else sorted(config.source.glob("*.*"))
     for file in [*files, *([config.calibration] if config.calibration else [])]:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgellm.export.block_graph import MATRICES
 from edgellm.export.nodes import Placed
 from edgellm.export.plan import QKV
-from edgellm.kernels.layout import PANEL, Format, dequantize, unpack
+from edgellm.kernels.layout import PANEL, Format, Quantized, dequantize, unpack
 
 _WEIGHTS_AT_ONCE = 1 << 22
 
@@ -43,6 +44,21 @@ class PackedSource:
         ]
         return torch.cat(half) if rows is None else torch.cat(half)[rows]
 
+    def quantized(self, name: str) -> Quantized:
+        """The same matrix in codes, scales and mask."""
+        layer, _, role = name.rpartition(".")
+        own: slice | NDArray[np.int64] = slice(None)
+        if role in QKV and f"{layer}.qkv" in self._placed:
+            name, own = f"{layer}.qkv", self._share(layer, role)
+        if role in ("gate", "up"):
+            name = f"{layer}.gate_up"
+            pairs = np.arange(self._format(name).n_out).reshape(-1, 2, PANEL)
+            own = pairs[:, ("gate", "up").index(role)].flatten()
+        f = self._format(name)
+        whole = unpack(np.fromfile(self._data, np.uint8, f.nbytes, offset=self._placed[name].offset), f)
+        parts = [None if part is None else part[own] for part in (whole.code, whole.scale, whole.minimum, whole.mask)]
+        return Quantized(replace(f, n_out=len(whole.code[own])), *parts)  # type: ignore[arg-type]  # code and scale are
+
     def vector(self, name: str) -> Tensor:
         """float32 [length]."""
         layer, _, role = name.rpartition(".")
@@ -50,6 +66,11 @@ class PackedSource:
         if role.removesuffix("_bias") in QKV and whole in self._placed:
             return self._floats(whole)[self._share(layer, role.removesuffix("_bias"))]
         return self._floats(name)
+
+    def _format(self, name: str) -> Format:
+        found = self._placed[name].format
+        assert found is not None
+        return found
 
     def _floats(self, name: str) -> Tensor:
         at = self._placed[name]

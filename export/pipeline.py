@@ -12,12 +12,14 @@ from torch import Tensor
 
 from edgellm.export.adapt_facts import adapt_facts
 from edgellm.export.adapt_graph import adapt_graph, head_graph
+from edgellm.export.block_recovery import Goal
 from edgellm.export.calibrate import calibration_ids
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
 from edgellm.export.compress import Read, compress, compress_layer, read_by_head
-from edgellm.export.config import HELD_OUT, ExportConfig
+from edgellm.export.config import FROM_FILE, HELD_OUT, ExportConfig
 from edgellm.export.decoder import load_block, propagate
 from edgellm.export.drift import drift
+from edgellm.export.engine import refuse_engine, write_engine
 from edgellm.export.estimate import Estimate, estimate, matrix_room
 from edgellm.export.facts import describe
 from edgellm.export.fallback import export_with_optimum, outside_the_table
@@ -27,10 +29,11 @@ from edgellm.export.graph import decoder_graph
 from edgellm.export.journal import fingerprint
 from edgellm.export.key_shift import key_shift, shifts_keys
 from edgellm.export.nodes import DATA, Placed
-from edgellm.export.pack import interleave, pack, stack
+from edgellm.export.pack import pack
 from edgellm.export.packed_source import PackedSource
-from edgellm.export.plan import QKV, one_format, planned_format
+from edgellm.export.plan import QKV, joined, planned_format
 from edgellm.export.prefix_kv import prefix_budgets, whole
+from edgellm.export.recover import check_memory, recover_whole
 from edgellm.export.references import References
 from edgellm.export.report import write_report
 from edgellm.export.search import levels_by_size, search
@@ -41,6 +44,7 @@ from edgellm.export.vocabulary_tables import write_tokenizer
 from edgellm.export.write import PartialBundle
 from edgellm.kernels.layout import Quantized
 from edgellm.runtime import load, manifest
+from edgellm.runtime.bundle_files import ENGINE, ENGINE_GRAPH, ENGINE_WEIGHTS
 from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.kv_policy import KVPolicy
 from edgellm.runtime.perplexity import score
@@ -98,6 +102,7 @@ def export(
     config.check(arch)
     checkpoint.tokenizer_json()
     policy = config.policy(arch.context)
+    check_memory(arch, config)
     room = 0
     if config.fit:
         room = matrix_room(checkpoint, config)
@@ -107,18 +112,23 @@ def export(
     expected = estimate(checkpoint, config)
     announce(expected)
     refuse_unfit(checkpoint, config, expected, unwritten.nbytes)
+    refuse_engine(config, expected.weight_bytes, planned_format(config, checkpoint, head_name(arch)).nbytes)
     progress("reading the source", 0, 1)
     key = fingerprint(config)
     progress("reading the source", 1, 1)
     with unwritten.begin(key) as bundle:
         writing = _Writing(config, checkpoint, bundle)
+        for name in (ENGINE_GRAPH, ENGINE_WEIGHTS, ENGINE):  # a killed export's, whose engine was another
+            (bundle.folder / name).unlink(missing_ok=True)
         # 2. Text: to calibrate on, and a held-out rest to measure with.
-        text, calibration = _text(writing, progress)
+        text, lessons = _text(writing, progress)
+        calibration = lessons[: FROM_FILE[0]]
         if config.fit:
             config = replace(config, levels=search(config, checkpoint, calibration, room, bundle.work, progress))
             writing.config = config
         # 3. Embedding and head, then layer by layer: calibrate, prune, quantize, pack. One block in memory at a time.
         _matrices(writing, calibration, text, progress)
+        steps = recover_whole(config, checkpoint, bundle, lessons, partial(progress, "distilling"))
         # 4. The graph around the packed weights, and what text needs.
         bundle.write("model.onnx", decoder_graph(arch, writing.placed, kv_bits=config.kv_bits).SerializeToString())
         if config.adapt:
@@ -129,12 +139,16 @@ def export(
             bundle.write("chat_template.jinja", checkpoint.chat_template.encode())
         # 5. Measure: the bundle itself on the device runtime, against torch with the same weights and the dense model.
         facts = describe(config, checkpoint, writing.placed, policy, bundle.facts())
+        facts["recipe"]["distill_steps"] = steps
         if policy.layers == "prefix":
             facts["kv"]["budgets"] = _layer_budgets(writing, facts, policy, text, progress)
         facts["parity"], facts["quality"] = _measure(writing, facts, text, progress)
         if config.adapt:
             facts["adapt"] = adapt_facts(arch, bundle.folder, facts, text, progress)
         refuse_loss(config, facts["quality"])
+        if config.engine != "none":
+            facts["engine"] = write_engine(config, arch, writing.placed, bundle, facts, text, progress)
+            facts["files"] = bundle.facts()
         write_report(bundle, facts)
         # 6. Only now may it be found.
         bundle.commit(facts)
@@ -179,27 +193,30 @@ def _matrices(writing: _Writing, calibration: Tensor, text: Tensor, progress: Pr
     if writing.config.compares:
         writing.references = References(arch, bundle.work, done, embed(arch, writing.packed, text))
     x = embed(arch, writing.packed, calibration) if writing.config.calibrates and done < arch.layers else None
+    goal = Goal.of(arch, writing.checkpoint, calibration) if writing.config.trains_blocks and x is not None else None
     for layer in range(arch.layers):
         progress("layers", layer, arch.layers)
         if layer >= done:
-            x = _layer(writing, layer, x)
+            x = _layer(writing, layer, x, goal)
             bundle.keep()
         elif x is not None:  # through the layer as it was packed: the very states that came out of it then
             x = propagate(arch, layer, load_block(arch, writing.packed, layer), x)
+            if goal is not None:
+                goal.move_on(arch, layer, load_block(arch, writing.checkpoint, layer))
     progress("layers", arch.layers, arch.layers)
     if "norm" not in kept:
         writing.vector("norm", ["norm"])
         bundle.keep()
 
 
-def _layer(writing: _Writing, layer: int, x: Tensor | None) -> Tensor | None:
+def _layer(writing: _Writing, layer: int, x: Tensor | None, goal: Goal | None) -> Tensor | None:
     also = writing.references.layer if writing.references else None
-    found, x = compress_layer(writing.config, writing.checkpoint, layer, x, also)
+    found, x = compress_layer(writing.config, writing.checkpoint, layer, x, also, goal)
     at = f"layers.{layer}"
     arch = writing.checkpoint.architecture
     vectors = arch.vectors
-    joined = {"qkv": stack([found[role] for role in QKV])} if one_format(found[role].format for role in QKV) else {}
-    biases = [f"{role}_bias" for role in QKV if joined and f"{role}_bias" in vectors]
+    matrices = joined(found)
+    biases = [f"{role}_bias" for role in QKV if "qkv" in matrices and f"{role}_bias" in vectors]
     if biases:
         writing.vector(f"{at}.qkv_bias", [f"{at}.{bias}" for bias in biases])
     for role in (role for role in vectors if role not in biases):
@@ -207,10 +224,8 @@ def _layer(writing: _Writing, layer: int, x: Tensor | None) -> Tensor | None:
     if shifts_keys(arch, writing.config.kv_bits):
         shift = key_shift(arch, layer, writing.checkpoint.vector(f"{at}.k_bias"))
         writing.bundle.append(f"{at}.k_shift", [shift.numpy()])
-    # In the order of a token's reading: kernels prefetch what lies behind.
-    joined["gate_up"] = interleave(found["gate"], found["up"])
-    for role in (("qkv",) if "qkv" in joined else QKV) + ("o", "gate_up", "down"):
-        writing.matrix(f"{at}.{role}", joined.get(role) or found[role])
+    for role, matrix in matrices.items():
+        writing.matrix(f"{at}.{role}", matrix)
     return x
 
 

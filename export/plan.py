@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
 from edgellm.export.key_shift import shifts_keys
 from edgellm.export.nodes import Placed
+from edgellm.export.pack import interleave, stack
 from edgellm.export.write import ALIGNMENT
-from edgellm.kernels.layout import Format
+from edgellm.kernels.layout import Format, Quantized
 
 QKV = ("q", "k", "v")
 
@@ -53,6 +54,16 @@ def planned_format(config: ExportConfig, checkpoint: Checkpoint, name: str) -> F
     if part in ("gate", "up") and len({_alone(config, checkpoint, f"{layer}.{p}") for p in ("gate", "up")}) > 1:
         return config.format(name, checkpoint.architecture.shape(name))  # the fused kernel wants one format
     return chosen
+
+
+def joined(found: Mapping[str, Quantized]) -> dict[str, Quantized]:
+    """A layer's matrices by role as they are placed: q, k, v of one format as "qkv", gate and up as "gate_up".
+
+    In the order of a token's reading: kernels prefetch what lies behind.
+    """
+    placed = {"qkv": stack([found[role] for role in QKV])} if one_format(found[role].format for role in QKV) else {}
+    placed = placed or {role: found[role] for role in QKV}
+    return placed | {"o": found["o"], "gate_up": interleave(found["gate"], found["up"]), "down": found["down"]}
 
 
 def one_format(formats: Iterable[Format]) -> bool:

@@ -59,4 +59,4 @@ def prefix_budgets(session: Session, policy: KVPolicy, ids: Sequence[int]) -> KV
 
 def whole(policy: KVPolicy, context: int) -> str:
     """--kv of the session that prefix_budgets wants."""
-    return str(replace(policy, budget=context, prefill="whole", layers="alike"))
+    return str(replace(policy, budget=context, prefill="whole", layers="alike", pool=0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -41,14 +41,15 @@ def text_memory(arch: Architecture, sequences: int, length: int) -> TextMemory:
 
 
 class Held:
-    """A Source whose tensors were read once and are held in a type; they are given in float32."""
+    """A Source whose tensors were read once, but for `without`, and are held in a type; given in float32."""
 
-    def __init__(self, arch: Architecture, source: Source, kind: torch.dtype) -> None:
+    def __init__(self, arch: Architecture, source: Source, kind: torch.dtype, without: Collection[str] = ()) -> None:
         self._tensors = {
             name: torch.cat([source.matrix(name, rows).to(kind) for rows in pieces(*shape)])
             if shape[1]
             else source.vector(name)
             for name, shape in arch.tensors()
+            if name not in without
         }
 
     def matrix(self, name: str, rows: slice | None = None) -> Tensor:

@@ -86,6 +86,16 @@ class PartialBundle:
         self.journal.placed[name] = Placed(offset, length, (length // dtype.itemsize,), format)
         return self.journal.placed[name]
 
+    def replace(self, name: str, content: NDArray[np.uint8]) -> None:
+        """Other bytes, as many, for a tensor that was placed."""
+        at = self.journal.placed[name]
+        if content.nbytes != at.nbytes:
+            raise ValueError(f"{name} has {at.nbytes} bytes, not {content.nbytes}")
+        self._data.flush()
+        with open(self.folder / DATA, "r+b") as data:
+            data.seek(at.offset)
+            data.write(np.ascontiguousarray(content).data)
+
     def keep(self) -> None:
         """From here on a killed export need not do again what was appended so far."""
         self._data.flush()

@@ -30,6 +30,12 @@ def cmake_prefix() -> Path:
     return _installed("lib/cmake/edgellm/edgellmConfig.cmake").parents[3]
 
 
+def plugin_path() -> Path:
+    """Where the TensorRT plugins lie. Raises FileNotFoundError: wheels have none, it is compiled against the device's
+    TensorRT headers (docs/tensorrt.md)."""
+    return _installed("libedgellm_tensorrt.so")
+
+
 def _installed(name: str) -> Path:
     import edgellm.kernels
 

@@ -21,8 +21,9 @@ def load(
     threads: int | None = None,
     verify: bool = False,
     manifest: Manifest | None = None,
+    backend: str = "cpu",
 ) -> Session:
     """Load a bundle; see edgellm.runtime.loading.load. Importing this module costs nothing until the call."""
     from edgellm.runtime import loading
 
-    return loading.load(path, kv=kv, threads=threads, verify=verify, manifest=manifest)
+    return loading.load(path, kv=kv, threads=threads, verify=verify, manifest=manifest, backend=backend)

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgellm.runtime.adapter import Adapter, Facts
 from edgellm.runtime.carrier import Carrier
+from edgellm.runtime.errors import UsageError
 from edgellm.runtime.gate import Watch
 from edgellm.runtime.generation import Result
 from edgellm.runtime.head import unprepared
@@ -48,9 +49,9 @@ class Report:
 class AdaptiveGeneration(Iterator[str]):
     """Iterate for pieces of text; then read `result` and `report`. The first pieces wait for the gate's tokens.
 
-    gate: None takes the bundle's. The session is given back as it was lent, without the sequence where it adapted.
-    Who does not iterate to the end must `close`. Raises UsageError for a bundle that cannot adapt, and as
-    Session.stream does.
+    gate: None takes the bundle's. The session is given back without an adapter, and without the sequence where it
+    adapted. Who does not iterate to the end must `close`. Raises UsageError for a bundle that cannot adapt or a session
+    that uses an adapter, and as Session.stream does.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class AdaptiveGeneration(Iterator[str]):
         found = gate or (session.manifest.adapt.gate if session.manifest.adapt else None)
         if found is None:
             raise unprepared()
+        if session.adapter is not None:
+            raise UsageError("a question is adapted to from the model itself, not from an adapter", "Leave one out.")
         self._gate, self._session, self._question, self._carrier = found, session, question, carrier
         self._most, self._stop = max_new_tokens, stop
         self._sampling, self._settings = sampling or Sampling(), settings or Settings()
@@ -96,7 +99,6 @@ class AdaptiveGeneration(Iterator[str]):
             yield from self._base
             self.result = self._base.result
             return
-        before = session.adapter
         session.use(adapter)
         try:
             sampler = self._sampling.sampler(self._question.ids)
@@ -104,7 +106,7 @@ class AdaptiveGeneration(Iterator[str]):
             yield from own
             self.result = own.result
         finally:
-            session.use(before)
+            session.use(None)
 
     def _adapt(self) -> Adapter | None:
         """The adapter that was believed, if any."""

@@ -12,6 +12,10 @@ from edgellm.runtime.errors import EdgellmError, UsageError
 
 VERBS = {
     "export": ("edgellm.export.command:command", "Turn a checkpoint (Hugging Face folder, GGUF) into a bundle."),
+    "build-engine": (
+        "edgellm.runtime.commands.build_engine:command",
+        "Build a bundle's TensorRT engine on its device.",
+    ),
     "generate": ("edgellm.runtime.commands.generate:command", "Continue a prompt."),
     "chat": ("edgellm.runtime.commands.chat:command", "Talk with the model."),
     "cache-prompt": ("edgellm.runtime.commands.cache_prompt:command", "Save a prompt's KV cache to a file."),

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.kernels.control import ATTENTION, NORM, OLDER, SCORE
+from edgellm.kernels.kv_rows import ROW, from_rows, hadamard, to_rows
 from edgellm.runtime.backend import Backend
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.cursor import Cursor
@@ -153,10 +154,11 @@ class KVCache:
                 what = f"a KV budget of {budget} tokens has no room beside an adapter's {tokens}"
                 raise UsageError(what, "Give a larger one with --kv.")
         self._cursor.plant(tokens)
-        slots = np.arange(tokens)
+        slots, kind = np.arange(tokens), ROW[self._usual.bits]
+        turned = keys if self._usual.bits == 16 else hadamard(keys)
         for layer in range(self._usual.layers):
-            self.backend.write_slots(f"key.{layer}", slots, keys[layer])
-            self.backend.write_slots(f"value.{layer}", slots, values[layer])
+            self.backend.write_slots(f"key.{layer}", slots, to_rows(turned[layer], kind))
+            self.backend.write_slots(f"value.{layer}", slots, to_rows(values[layer], kind))
             self.backend.write_slots(f"position.{layer}", slots, np.broadcast_to(slots, keys.shape[1:3]))
             score = np.zeros((*keys.shape[1:3], policy.planes), np.float32)
             if policy.planes > NORM:
@@ -170,9 +172,10 @@ class KVCache:
         def read(name: str) -> NDArray[np.float32]:
             layers = range(self._usual.layers)
             held = [self.backend.read_slots(f"{name}.{i}", self._cursor.slots(i)[:tokens]) for i in layers]
-            return np.stack(held).astype(np.float32)
+            return from_rows(np.stack(held))
 
-        return read("key"), read("value")
+        keys, values = read("key"), read("value")
+        return keys if self._usual.bits == 16 else hadamard(keys), values
 
     def save(self, path: Path, model: str, tokens: Sequence[int]) -> None:
         """Write the cache and the sequence it belongs to. Raises EdgellmError where the file cannot be written."""

@@ -23,8 +23,8 @@ class Settings:
 
     tokens: int = 4
     prefix: int = 8
-    steps: int = 3
-    rate: float = 0.002
+    steps: int = 2
+    rate: float = 0.003
     radius: float = 0.1
     kl_weight: float = 1.0
     most_kl: float = 0.5

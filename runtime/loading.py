@@ -12,7 +12,7 @@ from edgellm.runtime.cache import CacheLayout, cache_layout
 from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
 from edgellm.runtime.kv_policy import KVPolicy, kv_policy, parse_kv
 from edgellm.runtime.manifest import read_manifest
-from edgellm.runtime.schema import Manifest
+from edgellm.runtime.schema import EngineFacts, Manifest
 from edgellm.runtime.session import Session
 from edgellm.runtime.tokenizer import TextTokenizer, read_tokenizer
 
@@ -28,29 +28,35 @@ def load(
     threads: int | None = None,
     verify: bool = False,
     manifest: Manifest | None = None,
+    backend: str = "cpu",
 ) -> Session:
     """Load a bundle from its folder.
 
     kv: instead of the bundle's policy, as edgellm.runtime.kv_policy.parse_kv reads it: "full", "vatp:512", … threads:
     default, the physical cores this process may use. verify: hash the weights too. manifest: taken as it is and no file
-    is checked (export, before it writes one). Raises BundleError for anything wrong with the files, UsageError for
+    is checked (export, before it writes one). backend: "cpu", or "tensorrt" for the bundle's engine, whose policy is
+    full by default. Raises BundleError for anything wrong with the files, UsageError for
     arguments, EdgellmError for the library.
     """
     folder = Path(path)
     manifest = manifest or read_manifest(folder, verify)
     model = manifest.model
+    if kv is None and backend == "tensorrt" and manifest.engine:
+        kv = _engines_policy(manifest, manifest.engine)
     policy = _default_policy(manifest) if kv is None else parse_kv(kv, model.context, manifest.kv.budgets)
     layout = cache_layout(manifest, policy, min(CHUNK, model.context))
     tokenizer = read_tokenizer(folder, model.vocabulary, TABLES in manifest.files)
-    backend = _backend(folder, manifest, layout, threads)
+    runs = _backend(folder, manifest, layout, threads, backend)
     give_back()  # reading all of a tokenizer.json of 262k tokens leaves 200 MB behind
-    return Session(
-        manifest, tokenizer, backend, policy, layout.staging, lambda: _read_chat(folder, manifest, tokenizer)
-    )
+    return Session(manifest, tokenizer, runs, policy, layout.staging, lambda: _read_chat(folder, manifest, tokenizer))
 
 
-def _backend(folder: Path, manifest: Manifest, layout: CacheLayout, threads: int | None) -> Backend:
+def _backend(folder: Path, manifest: Manifest, layout: CacheLayout, threads: int | None, kind: str) -> Backend:
     """What runs the bundle's graph; imported late, so that a wrong bundle is told before onnxruntime is loaded."""
+    if kind == "tensorrt":
+        from edgellm.runtime.tensorrt_backend import tensorrt_backend
+
+        return tensorrt_backend(folder, manifest, layout)
     if manifest.graph == "optimum":
         from edgellm.runtime.standard_backend import StandardBackend
 
@@ -58,6 +64,14 @@ def _backend(folder: Path, manifest: Manifest, layout: CacheLayout, threads: int
     from edgellm.runtime.onnx_backend import OnnxBackend
 
     return OnnxBackend(folder, layout, manifest.model.vocabulary, threads)
+
+
+def _engines_policy(manifest: Manifest, engine: EngineFacts) -> str | None:
+    """A full cache of the size that the engine has; None, the bundle's policy, where its plugins evict."""
+    if engine.operators == "plugins" and manifest.kv.policy != "full":
+        return None
+    staging = engine.tokens if engine.operators == "plugins" else 0
+    return f"full:{min(engine.capacity - staging, manifest.model.context)}"
 
 
 def _default_policy(manifest: Manifest) -> KVPolicy:

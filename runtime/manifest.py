@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,20 @@ def parse(data: object) -> Manifest:
         raise BundleError(f"{NAME}: {error}", AGAIN) from None
 
 
-def read_manifest(folder: Path, verify: bool = False) -> Manifest:
-    """Read and check a bundle's manifest and the files it lists.
+def read_manifest(folder: Path, verify: bool = False, without: Collection[str] = ()) -> Manifest:
+    """Read and check a bundle's manifest and the files it lists, but those named in `without`.
 
     Always: the manifest's own bytes, schema and operator versions, every file's presence and size, and the SHA-256 of
     files under 64 MiB other than model.onnx.data; with `verify` the SHA-256 of every file. Raises BundleError.
     """
-    data = _loads(read_manifest_bytes(folder))
-    manifest = parse(data)
-    check_files(folder, manifest.files, verify)
+    manifest = parse(read_manifest_object(folder))
+    check_files(folder, {name: facts for name, facts in manifest.files.items() if name not in without}, verify)
     return manifest
+
+
+def read_manifest_object(folder: Path) -> dict[str, Any]:
+    """The manifest as JSON has it, its bytes and versions checked but not its fields. Raises BundleError."""
+    return _loads(read_manifest_bytes(folder))
 
 
 def _loads(raw: bytes) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from edgellm.runtime.bundle_files import CHAT_TEMPLATE, GRAPH, NAME, WEIGHTS, Fi
 
 KV_BITS = (16, 8)
 GRAPHS = ("edgellm", "optimum")
+ENGINES = ("tensorrt-rtx", "tensorrt")
+ENGINE_OPERATORS = ("standard", "plugins")
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the weights were made: "dass:2:4" or "none", "mlp" or "all", 4 | 8 or "as stored"; recover: "sparsegpt" or
-    "none", and "none" for bundles of 0.1.0's first days, which do not say. fit: the size that was asked for, where the
-    recipe was searched; levels: what it then gave to which matrices, and sparsity, bits and head_bits are "searched".
+    """How the weights were made: "dass:2:4" or "none", "mlp" or "all", 4 | 8 or "as stored"; recover: "sparsegpt",
+    "distill" or "none", and "none" for bundles of 0.1.0's first days, which do not say. fit: the size that was asked
+    for, where the recipe was searched; levels: what it then gave to which matrices, and sparsity, bits and head_bits
+    are "searched". distill_steps: of the whole model's training.
     """
 
     source: str
@@ -51,6 +54,7 @@ class Recipe:
     recover: str = "none"
     fit: str | None = None
     levels: dict[str, str] = field(default_factory=dict)
+    distill_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,41 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class BuiltEngine:
+    """model.engine: TensorRT's version ("1.7.1.116"), the compute capabilities it was built for ("8.9"), the device's
+    own where it was built there, and the SHA-256 of the plugin library that its operators came from, if any."""
+
+    version: str
+    compute_capabilities: list[str]
+    plugin_sha256: str | None
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """engine.onnx, what a TensorRT engine is built from. kind: "tensorrt-rtx" | "tensorrt". operators: "standard" |
+    "plugins". capacity: slots of a layer's KV cache; planes: of its scores, 0 where it has none. tokens, rows: the most
+    of one run. offsets: where in model.onnx.data the matrices begin that it is fed: the embedding's rows, and with
+    plugins every matrix's tiles. parity: of the graph in ONNX Runtime with torch, None where it has plugins. built:
+    None until there is a model.engine."""
+
+    kind: str
+    operators: str
+    capacity: int
+    planes: int
+    tokens: int
+    rows: int
+    offsets: dict[str, int]
+    parity: Parity | None
+    built: BuiltEngine | None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ENGINES or self.operators not in ENGINE_OPERATORS:
+            raise ValueError(f'"engine" is {self.kind!r} of {self.operators!r} operators; expected one of {ENGINES}')
+        if min(self.capacity, self.tokens, self.rows) < 1 or min(self.offsets.values(), default=-1) < 0:
+            raise ValueError('"engine" has a size below 1')
+
+
+@dataclass(frozen=True)
 class Gate:
     """When a question is unfamiliar: thresholds in nats, measured with this bundle on `prompts` pieces of text.
 
@@ -219,6 +258,7 @@ class Manifest:
     device: str | None = None  # what the recipe was chosen for; bundles of 0.1.0's first days do not say
     adapt: Adapt | None = None  # for bundles that were exported with --adapt
     graph: str = "edgellm"  # whose: ours, or a standard one of "optimum" for a model outside our table
+    engine: EngineFacts | None = None
 
     def __post_init__(self) -> None:
         named = [*self.tokens.stop, *(t for t in (self.tokens.bos, self.tokens.eos) if t is not None)]

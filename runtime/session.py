@@ -35,10 +35,11 @@ FIRST = np.zeros(1, np.int64)  # the row of a run of one token
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A session's sequence [n] and its cache, in memory."""
+    """A session's sequence [n] and its cache, in memory, and the adapter that made it."""
 
     tokens: list[int]
     cache: CacheCopy
+    adapter: Adapter | None = None
 
 
 class Session:
@@ -254,11 +255,13 @@ class Session:
 
     def snapshot(self) -> Snapshot:
         """The sequence and a copy of its cache."""
-        return Snapshot(list(self.tokens), self._cache.copy())
+        return Snapshot(list(self.tokens), self._cache.copy(), self._adapter)
 
     def resume(self, snapshot: Snapshot, tokens: int | None = None) -> None:
         """Replace the sequence by one of this session's snapshots, or by its first `tokens` where nothing is evicted.
-        Its policy comes back with it."""
+        Its policy comes back with it. Raises UsageError for one that was made with another adapter."""
+        if snapshot.adapter is not self._adapter:
+            raise UsageError("the snapshot was made with another adapter", "Use that one first, or make it again.")
         self._cache.paste(snapshot.cache)
         kept = len(snapshot.tokens) if tokens is None else self._cache.cut_back(tokens)
         self.tokens, self.reused_tokens, self.generation = snapshot.tokens[:kept], 0, None

@@ -30,6 +30,7 @@ POLICIES = [
     "full",
     "window:64",
     "vatp:64,sinks=4",
+    "window:64,prefill=whole",
     "h2o:64,prefill=whole",
     "vatp-window:64,sinks=4,queries=30,prefill=whole",
     "tova:48,heads=max",
@@ -83,6 +84,26 @@ def test_the_same_tokens_as_python(bundle: Path, kv: str) -> None:
         assert there.text() == expected.text
         assert (state.stop_reason.decode(), state.evictions) == (expected.stop_reason, expected.kv_evictions)
     assert there.facts().kv_bytes == here.kv_bytes
+
+
+def test_a_cache_of_8_bits_and_budgets_a_layer(tmp_path: Path, copy: Callable[..., Path]) -> None:
+    make_bundle(write_folder(tmp_path / "model"), tmp_path / "bundle", bits=8, kv="h2o:64", kv_bits=8)
+    for bundle in (
+        tmp_path / "bundle",
+        copy(lambda data: data["kv"].update(policy="vatp", budget=70, budgets=[60, 80])),
+    ):
+        here, there = load(bundle, threads=1), Door(bundle, threads=1)
+        assert there.generate(IDS[:200], 20) == here.generate(IDS[:200], 20).ids
+        assert there.facts().kv_bytes == here.kv_bytes
+        assert there.state().evictions == here.kv_evictions > 100
+
+
+@pytest.mark.parametrize("kv", ["h2o:64,prefill=whole,pool=7", "h2o:64,layers=prefix"])
+def test_what_only_python_does_is_refused(bundle: Path, kv: str) -> None:
+    assert parse_kv(kv, 1024)
+    with pytest.raises(DoorError, match="Python runtime") as found:
+        Door(bundle, kv=kv.encode())
+    assert found.value.code == USAGE
 
 
 @pytest.mark.parametrize(("kv", "most"), [("full", 301), ("h2o:128", 60)])

@@ -164,6 +164,17 @@ def test_a_file_restores_scores(bundle: Path, int8_bundle: Path, tmp_path: Path,
     assert other.kv_coverage == one.kv_coverage
 
 
+def test_a_prompt_that_is_read_whole_is_pooled_once_when_it_ends(bundle: Path) -> None:
+    plain, other = (load(bundle, kv=f"h2o:40,sinks=4,prefill=whole{pool}", threads=1) for pool in ("", ",pool=5"))
+    plain.prefill(IDS[:200])
+    other.prefill(IDS[:200])
+    paid = np.pad(plain.kv_importance(1), ((0, 0), (2, 2)))
+    largest = np.stack([paid[:, shift : shift + 200] for shift in range(5)]).max(axis=0)
+    np.testing.assert_array_equal(other.kv_importance(1), largest)
+    assert error(decoded(other), decoded(plain)) > 0
+    assert other.kv_coverage is None
+
+
 def test_the_bundles_own_policy_and_budgets_a_layer(bundle: Path, tmp_path: Path) -> None:
     session = load(bundle, threads=1)
     assert str(session.policy) == "vatp:64,sinks=4,prefill=whole"

@@ -21,6 +21,7 @@ from edgellm.export.verify import parity
 from edgellm.runtime import load
 from edgellm.runtime.cli import main
 from tests.bundles import make_bundle
+from tests.export.standard import standard_session
 from tests.prompts import PROMPTS
 
 pytestmark = pytest.mark.model
@@ -75,6 +76,18 @@ def test_greedy_texts_are_torchs(real_gguf: Path, as_stored: Path) -> None:
     found = parity(open_checkpoint(real_gguf).architecture, open_checkpoint(real_gguf), session, chats, 16)
     assert found.logit_error < 5e-3
     assert found.greedy_agreement == 6
+
+
+def test_in_standard_operators_it_says_the_same(real_gguf: Path, as_stored: Path) -> None:
+    """The graph that a TensorRT engine is built from, in ONNX Runtime: torch's logits at half precision, its text."""
+    session = standard_session(real_gguf, as_stored, 256)
+    chats = [session.encode(prompt) for prompt in PROMPTS[:4]]
+    packed = PackedSource(as_stored / "model.onnx.data", read_placed(as_stored))
+    found = parity(open_checkpoint(real_gguf).architecture, packed, session, chats, 12)
+    assert found.logit_error < 3e-3
+    assert found.greedy_agreement + found.near_ties == 4
+    ours, theirs = (one.generate(chats[0], 24).text for one in (session, load(as_stored)))
+    assert ours == theirs
 
 
 def test_a_hugging_face_folder_gives_the_same_bundle_as_the_gguf(real_gguf: Path, tmp_path: Path) -> None:

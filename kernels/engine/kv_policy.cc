@@ -15,7 +15,7 @@ constexpr const char* kForms =
     "Expected full, or POLICY:BUDGET with POLICY one of full, window, vatp, vatp-window, h2o, a2sf, tova, "
     "e.g. vatp:512 or h2o:512,sinks=20";
 const std::string kHeads[] = {"sum", "mean", "max"};
-const std::set<std::string> kSettings = {"sinks", "recent", "forget", "queries", "heads", "prefill"};
+const std::set<std::string> kSettings = {"sinks", "recent", "forget", "queries", "heads", "prefill", "layers", "pool"};
 
 // The papers' defaults; what is not told is KVPolicy's own.
 struct Usual {
@@ -72,6 +72,7 @@ void check_settings(const KVPolicy& p) {
     throw usage_error("heads=" + p.heads + "; expected sum or mean or max");
   if (p.prefill != "chunked" && p.prefill != "whole")
     throw usage_error("prefill=" + p.prefill + "; expected chunked or whole");
+  if (p.layers != "alike" && p.layers != "prefix") throw usage_error("layers=" + p.layers + "; expected alike or prefix");
 }
 
 void check_budget(const KVPolicy& p, int64_t budget, int64_t context) {
@@ -97,16 +98,19 @@ KVPolicy KVPolicy::make(const std::string& name, int64_t budget, int64_t context
   p.sinks = base.sinks, p.recent = base.recent, p.forget = base.forget, p.queries = base.queries;
   for (const auto& [key, value] : settings) {
     // What a policy does not have may only be said as it is anyway: manifests list a full cache's sinks.
-    const bool foreign = name == "full" || (name == "window" && key != "sinks");
+    const bool foreign = name == "full" || (name == "window" && key != "sinks" && key != "prefill");
     if (foreign && !(key == "sinks" && value == std::to_string(base.sinks)))
       throw usage_error("KV policy \"" + name + "\" has no setting \"" + key + "\"",
-                        name == "full" ? "It has: none." : "It has: sinks.");
+                        name == "full" ? "It has: none." : "It has: sinks, prefill.");
     if (key == "sinks") p.sinks = count_of(key, value);
     if (key == "queries") p.queries = count_of(key, value);
     if (key == "recent") p.recent = real_of(key, value);
     if (key == "forget") p.forget = real_of(key, value);
     if (key == "heads") p.heads = value;
     if (key == "prefill") p.prefill = value;
+    if (key == "layers") p.layers = value;
+    if (key == "pool" && count_of(key, value))
+      throw usage_error("pool=" + value + ": scores are pooled by the Python runtime only", "Leave it out, or run it in Python.");
   }
   check_settings(p);
   if (name == "full" && !p.budgets.empty()) throw usage_error("KV policy \"full\" has one budget for all layers");
@@ -132,9 +136,12 @@ KVPolicy KVPolicy::parse(const std::string& text, int64_t context) {
     const size_t equals = parts[i].find('=');
     const std::string key = parts[i].substr(0, equals);
     if (equals == std::string::npos || equals + 1 == parts[i].size() || !kSettings.count(key))
-      throw usage_error("KV setting \"" + parts[i] + "\" is unknown; known: sinks=, recent=, forget=, queries=, heads=, prefill=", kForms);
+      throw usage_error("KV setting \"" + parts[i] + "\" is unknown; known: sinks=, recent=, forget=, queries=, heads=, prefill=, layers=, pool=", kForms);
     settings[key] = parts[i].substr(equals + 1);
   }
+  if (const auto found = settings.find("layers"); found != settings.end() && found->second == "prefix")
+    throw usage_error(text + ": budgets a layer are shared out by the Python runtime and by exports only",
+                      "Export the bundle with this policy; here it is its default then.");
   return make(name, number.empty() ? context : std::stoll(number), context, settings);
 }
 
@@ -165,6 +172,7 @@ std::string KVPolicy::text() const {
   if (queries != base.queries) out += ",queries=" + std::to_string(queries);
   if (heads != "sum") out += ",heads=" + heads;
   if (prefill != "chunked") out += ",prefill=" + prefill;
+  if (layers != "alike") out += ",layers=" + layers;
   return out;
 }
 

@@ -19,7 +19,7 @@ struct KVPolicy {
   double recent = 0;  // below 1 a share of the budget, else tokens
   double forget = 1;
   int64_t queries = 0;
-  std::string heads = "sum", prefill = "chunked";
+  std::string heads = "sum", prefill = "chunked", layers = "alike";
   std::vector<int64_t> budgets;  // one a layer, or none: `budget` for all
 
   // A checked policy for a model of `context` tokens; settings: instead of the paper's. Throws a usage Error.

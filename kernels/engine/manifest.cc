@@ -76,7 +76,7 @@ int64_t size_of(const Json& model, const char* name) {
 
 KVPolicy default_policy(const Json& kv, const Manifest& m) {
   Settings settings;
-  for (const char* key : {"sinks", "recent", "forget", "queries", "heads", "prefill"})
+  for (const char* key : {"sinks", "recent", "forget", "queries", "heads", "prefill", "layers", "pool"})
     if (const Json* value = kv.find(key)) settings[key] = value->word();
   std::vector<int64_t> budgets;
   if (const Json* listed = kv.find("budgets"))

@@ -13,7 +13,7 @@ from edgellm.devices.cores import usable_cores
 from edgellm.devices.memory import peak_rss_bytes
 from edgellm.runtime import load
 from edgellm.runtime.benchmark import Case, check_lengths, measure, prompt_ids
-from edgellm.runtime.commands.options import bundle_argument, json_option, session_options
+from edgellm.runtime.commands.options import backend_option, bundle_argument, json_option, session_options
 from edgellm.runtime.commands.output import note, print_json, progress_bar
 from edgellm.runtime.errors import EdgellmError, UsageError
 from edgellm.runtime.roofline import manifest_weight_bytes
@@ -27,6 +27,7 @@ from edgellm.runtime.roofline import manifest_weight_bytes
 @click.option("--new-tokens", type=int, default=128, show_default=True, help="Tokens to decode after each.")
 @click.option("--runs", type=int, default=5, show_default=True, help="Runs a length; medians are shown.")
 @session_options
+@backend_option
 @json_option
 def command(
     bundle: Path,
@@ -36,6 +37,7 @@ def command(
     kv: str | None,
     threads: int | None,
     verify: bool,
+    backend: str,
     as_json: bool,
 ) -> None:
     """Measure loading, prefill, decoding, memory, and the share of this machine's read bandwidth that decoding has.
@@ -47,7 +49,7 @@ def command(
     """
     prompts = lengths(prompt_tokens)
     begin = perf_counter()
-    session = load(bundle, kv=kv, threads=threads, verify=verify)
+    session = load(bundle, kv=kv, threads=threads, verify=verify, backend=backend)
     load_s = perf_counter() - begin
     check_lengths(session, prompts, new_tokens, runs)
     session.generate(prompt_ids(session, min(prompts)), 1, stop=())

@@ -9,7 +9,7 @@ import click
 
 from edgellm.runtime import load
 from edgellm.runtime.commands.generate import read_stdin
-from edgellm.runtime.commands.options import bundle_argument, json_option, session_options
+from edgellm.runtime.commands.options import backend_option, bundle_argument, json_option, session_options
 from edgellm.runtime.commands.output import note, print_json, progress_bar
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.session import Session, shared
@@ -22,6 +22,7 @@ from edgellm.runtime.session import Session, shared
 @click.option("--chat", is_flag=True, help="The prompt is a question, in the model's chat template.")
 @click.option("--system", help="A system message before it (with --chat).")
 @session_options
+@backend_option
 @json_option
 def command(
     bundle: Path,
@@ -32,6 +33,7 @@ def command(
     kv: str | None,
     threads: int | None,
     verify: bool,
+    backend: str,
     as_json: bool,
 ) -> None:
     """Read a prompt once and save its KV cache, for --prompt-cache of generate and chat.
@@ -45,7 +47,7 @@ def command(
     if prompt is None and system is None:
         raise UsageError("there is no prompt to cache", "Give -p TEXT, or --chat --system TEXT.")
     text = read_stdin() if prompt == "-" else prompt
-    session = load(bundle, kv=kv, threads=threads, verify=verify)
+    session = load(bundle, kv=kv, threads=threads, verify=verify, backend=backend)
     ids = chat_beginning(session, system, text) if chat else session.encode(text or "")
     begin = perf_counter()
     with progress_bar("reading the prompt") as progress:

@@ -13,6 +13,7 @@ from edgellm.runtime import load
 from edgellm.runtime.commands.adapters import adapter_option, use_adapter
 from edgellm.runtime.commands.generate import note_unused, summary
 from edgellm.runtime.commands.options import (
+    backend_option,
     bundle_argument,
     json_option,
     prompt_cache_option,
@@ -36,6 +37,7 @@ from edgellm.runtime.transcript import Transcript
 @adapter_option
 @sampling_options
 @session_options
+@backend_option
 @json_option
 def command(
     bundle: Path,
@@ -46,6 +48,7 @@ def command(
     kv: str | None,
     threads: int | None,
     verify: bool,
+    backend: str,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -56,7 +59,9 @@ def command(
     printf 'Hi!\\nTell me more.\\n' | edgellm chat bundle
     """
     options = sampling(**settings)
-    session = load(bundle, kv=kv, threads=threads, verify=verify)
+    if backend != "cpu" and adapter is not None:
+        raise UsageError(f"--backend {backend} with an adapter: adapters run on the CPU", "Leave one of them out.")
+    session = load(bundle, kv=kv, threads=threads, verify=verify, backend=backend)
     if session.chat is None:
         raise UsageError("this bundle has no chat template", "Use edgellm generate: it continues plain text.")
     if adapter is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgellm.runtime import load
-from edgellm.runtime.commands.options import bundle_argument, json_option, threads_option, verify_option
+from edgellm.runtime.commands.options import backend_option, bundle_argument, json_option, threads_option, verify_option
 from edgellm.runtime.commands.output import note, print_json, progress_bar
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.perplexity import score
@@ -58,12 +58,13 @@ OF_TASK = ("documents", "budgets", "items", "length", "question", "seed", "again
 )
 @click.option("-o", "--output", metavar="FILE.svg", type=click.Path(path_type=Path), help="A picture of the table.")
 @threads_option
+@backend_option
 @verify_option
 @json_option
 @click.pass_context
 def command(
     context: click.Context, /, bundle: Path, text: Path | None, window: int, tokens: int | None, task: str | None,
-    policies: tuple[str, ...], threads: int | None, verify: bool, as_json: bool, **settings: Any,
+    policies: tuple[str, ...], threads: int | None, verify: bool, backend: str, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Perplexity and bits per byte of a text over non-overlapping windows ("tokens" counts the scored ones); or how
     well tasks over long prompts go under KV policies and budgets.
@@ -85,18 +86,20 @@ def command(
     assert text is not None
     if len(policies) > 1:
         raise UsageError("--text has one --kv", "With --task it may be given again.")
-    return perplexity(bundle, text, window, tokens, policies[0] if policies else None, threads, verify, as_json)
+    return perplexity(
+        bundle, text, window, tokens, policies[0] if policies else None, threads, verify, backend, as_json
+    )
 
 
 def perplexity(
     bundle: Path, text: Path, window: int, tokens: int | None, kv: str | None, threads: int | None, verify: bool,
-    as_json: bool,
+    backend: str, as_json: bool,
 ) -> None:  # fmt: skip
     """`edgellm eval --text`."""
     if tokens is not None and tokens < 2:
         raise UsageError(f"--tokens is {tokens}; expected 2 or more")
     content = read_text(text)
-    session = load(bundle, kv=kv, threads=threads, verify=verify)
+    session = load(bundle, kv=kv, threads=threads, verify=verify, backend=backend)
     ids = session.tokenizer.encode(content, add_special_tokens=False).ids[:tokens]
     with progress_bar("scoring") as progress:
         found = score(session, ids, window, progress)

@@ -21,6 +21,7 @@ from edgellm.runtime.commands.adapters import (
     use_adapter,
 )
 from edgellm.runtime.commands.options import (
+    backend_option,
     bundle_argument,
     json_option,
     prompt_cache_option,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 @adapt_options
 @sampling_options
 @session_options
+@backend_option
 @json_option
 def command(
     bundle: Path,
@@ -61,6 +63,7 @@ def command(
     kv: str | None,
     threads: int | None,
     verify: bool,
+    backend: str,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -73,12 +76,14 @@ def command(
     """
     if system is not None and not chat:
         raise UsageError("--system without --chat: plain text has no system message", "Add --chat.")
+    if backend != "cpu" and (adapt or adapter is not None):
+        raise UsageError(f"--backend {backend} with an adapter: adapters run on the CPU", "Leave one of them out.")
     if prompt_cache is not None and (adapt or adapter is not None):
         raise UsageError("--prompt-cache with an adapter: a cache is of the model alone", "Leave one of them out.")
     options = sampling(**settings)
     text = read_stdin() if prompt == "-" else prompt
     begin = perf_counter()
-    session = load(bundle, kv=kv, threads=threads, verify=verify)
+    session = load(bundle, kv=kv, threads=threads, verify=verify, backend=backend)
     if prompt_cache is not None:
         session.restore_cache(prompt_cache)
     used = None if adapter is None else use_adapter(session, adapter, bundle, threads, text)

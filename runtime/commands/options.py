@@ -18,6 +18,14 @@ verify_option = click.option("--verify", is_flag=True, help="Check the weights' 
 
 threads_option = click.option("--threads", type=int, help="Default: this machine's physical cores.")
 
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["cpu", "tensorrt"]),
+    default="cpu",
+    show_default=True,
+    help="tensorrt: the bundle's engine, on a GPU.",
+)
+
 prompt_cache_option = click.option(
     "--prompt-cache",
     metavar="FILE",

@@ -36,7 +36,8 @@ def normal(text: str) -> list[str]:
 def wilson(share: float, items: int) -> tuple[float, float]:
     """95 % interval of a share over so many items (Wilson 1927)."""
     spread, width = Z * Z / items, Z * math.sqrt(share * (1 - share) / items + Z * Z / (4 * items * items))
-    return (share + spread / 2 - width) / (1 + spread), (share + spread / 2 + width) / (1 + spread)
+    low, high = ((share + spread / 2 + way) / (1 + spread) for way in (-width, width))
+    return max(0.0, low), min(1.0, high)  # what rounding leaves beyond
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -120,6 +120,8 @@ def interval(differences: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: means, and for ROUGE-Lsum and the reference answers' NLL the difference from base."""
+    if "base" not in results:
+        return "there is no run of the base model yet: --only base"
     lines = []
     for half in ("adapted to", "held out"):
         lines += ["", f"{half}, {len(results['base'][half])} questions", ""]

@@ -1,7 +1,8 @@
 """Perplexity of magnitude, Wanda, DaSS and SparseGPT masks at 2:4 and 4:8 (MLP only), unquantized and at 4 bits, beside
-dense; each one-shot and updated (--recover none and sparsegpt).
+dense; each one-shot, updated and recovered (--recover none, sparsegpt and distill).
 
     python -m tests.benchmarks.prune_table MODEL.gguf TEXT.txt CALIBRATION.json -o build/bench/prune_table.json
+    python -m tests.benchmarks.prune_table MODEL.gguf TEXT.txt CALIBRATION.json --only dass:2:4 --recover distill
 
 Windows of 1024 over the first 20k tokens of TEXT. "4 bits": every matrix rounded as the export does, the head at 8.
 Weights live in memory as float32; masks, rounding and re-propagation are the export's own functions. Differences carry
@@ -26,29 +27,18 @@ from edgellm.export.architectures import MATRICES, Architecture, role
 from edgellm.export.calibrate import calibration_ids, statistics
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
 from edgellm.export.compress import Read, read_by_head, rounded
-from edgellm.export.config import ExportConfig
+from edgellm.export.config import TO_DISTILL, ExportConfig
 from edgellm.export.decoder import load_block, propagate, window_losses
 from edgellm.export.hessian import Hessians
 from edgellm.export.level import GROUP, Sparsity
 from edgellm.export.sparsegpt import updated
 from edgellm.export.vocabulary import embed
 from edgellm.kernels.layout import dequantize
+from tests.benchmarks.recovered import Weights, recovered
 
 WINDOW = 1024
 Cell = tuple[str, int, int, int, int, str]
 """Method, N, M, bits (0: float32), bits of the head, recover."""
-
-
-class Weights:
-    """A source of float32 weights by canonical name, in memory."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.tensors = tensors
-
-    def matrix(self, name: str, rows: slice | None = None) -> Tensor:
-        return self.tensors[name] if rows is None else self.tensors[name][rows]
-
-    vector = matrix
 
 
 def dense(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -70,7 +60,9 @@ def one(config: ExportConfig, name: str, weight: Tensor, read: Read) -> Tensor:
     return updated(weight, read.hessians.feedback(role(name), GROUP), GROUP, n, m, mask)
 
 
-def make(arch: Architecture, tensors: dict[str, Tensor], text: Tensor, config: ExportConfig) -> Weights:
+def make(
+    arch: Architecture, tensors: dict[str, Tensor], text: Tensor, config: ExportConfig, lessons: Tensor, steps: int
+) -> Weights:
     """The weights of one cell: masks layer by layer, statistics re-propagated through what was done before."""
     made = dict(tensors)
     source = Weights(made)
@@ -81,6 +73,8 @@ def make(arch: Architecture, tensors: dict[str, Tensor], text: Tensor, config: E
         made["embedding"] = one(config, "embedding", tensors["embedding"], Read({}, Hessians()))
     if config.bits is None and config.sparsity.method == "none":
         return source
+    if config.distills:
+        return recovered(arch, tensors, made, (text, lessons), config, steps, _told)
     x = embed(arch, source, text)
     for layer in range(arch.layers):
         block, hessians = load_block(arch, source, layer), Hessians()
@@ -90,6 +84,10 @@ def make(arch: Architecture, tensors: dict[str, Tensor], text: Tensor, config: E
             block[part] = made[name] = one(config, name, block[part], read)
         x = propagate(arch, layer, block, x)
     return source
+
+
+def _told(done: int, total: int) -> None:
+    print(f"step {done} of {total}", file=sys.stderr, flush=True)
 
 
 def interval(a: Tensor, b: Tensor, counts: Tensor, draws: int = 2000) -> tuple[float, float]:
@@ -108,33 +106,38 @@ def interval(a: Tensor, b: Tensor, counts: Tensor, draws: int = 2000) -> tuple[f
 @click.option("--tokens", default=20_000)
 @click.option("--sequences", default=32, help="Calibration sequences of 512 tokens.")
 @click.option("--only", multiple=True, help="METHOD:N:M, none:1:1 for dense; may be given again.")
+@click.option("--recover", multiple=True, help="none, sparsegpt or distill only; may be given again.")
+@click.option("--steps", default=300, help="Of 512 tokens, with distill: of the whole model's training.")
 def main(
-    model: Path, text: Path, calibration: Path, output: Path, tokens: int, sequences: int, only: tuple[str, ...]
-) -> None:
+    model: Path, text: Path, calibration: Path, output: Path, tokens: int, sequences: int, only: tuple[str, ...],
+    recover: tuple[str, ...], steps: int,
+) -> None:  # fmt: skip
     checkpoint = open_checkpoint(model)
     arch, tensors, tokenizer = checkpoint.architecture, dense(checkpoint), checkpoint.tokenizer_json()
-    words = calibration_ids(tokenizer, calibration, sequences, 512)
+    lessons = calibration_ids(tokenizer, calibration, max(sequences, TO_DISTILL), 512)
+    words = lessons[:sequences]
     ids = calibration_ids(tokenizer, text, 1, tokens).flatten()
     cells: list[Cell] = [("none", 1, 1, b, h, "sparsegpt") for b, h in ((0, 0), (8, 8), (4, 8), (4, 4))]
-    cells += [("none", 1, 1, 4, h, "none") for h in (8, 4)]
-    cells += [(method, n, m, bits, 8 if bits else 0, recover)
+    cells += [("none", 1, 1, 4, h, how) for how in ("none", "distill") for h in (8, 4)]
+    cells += [(method, n, m, bits, 8 if bits else 0, how)
               for method in ("magnitude", "wanda", "dass", "sparsegpt") for n, m in ((2, 4), (4, 8)) for bits in (0, 4)
-              for recover in ("none", "sparsegpt") if (method, recover) != ("sparsegpt", "none")]  # fmt: skip
+              for how in ("none", "sparsegpt", "distill") if (method, how) != ("sparsegpt", "none")]  # fmt: skip
     cells = [cell for cell in cells if not only or f"{cell[0]}:{cell[1]}:{cell[2]}" in only]
+    cells = [cell for cell in cells if not recover or cell[5] in recover]
     rows: list[dict[str, Any]] = []
     losses: dict[Cell, Tensor] = {}
     for cell in cells:
         started = time.perf_counter()
-        method, n, m, bits, head, recover = cell
+        method, n, m, bits, head, how = cell
         config = ExportConfig(
-            model, output, Sparsity(method, n, m), bits=bits or None, head_bits=head or None, recover=recover
+            model, output, Sparsity(method, n, m), bits=bits or None, head_bits=head or None, recover=how
         )
-        sums, counts = window_losses(arch, make(arch, tensors, words, config), ids, WINDOW)
+        sums, counts = window_losses(arch, make(arch, tensors, words, config, lessons, steps), ids, WINDOW)
         losses[cell] = sums
         row: dict[str, Any] = {"method": method, "nm": f"{n}:{m}", "bits": bits or "fp32", "head_bits": head or "fp32"}
-        row |= {"recover": recover, "perplexity": math.exp(float(sums.sum() / counts.sum()))}
+        row |= {"recover": how, "perplexity": math.exp(float(sums.sum() / counts.sum()))}
         for other in ("wanda", "magnitude"):
-            rival = (other, n, m, bits, head, recover)
+            rival = (other, n, m, bits, head, how)
             if method == "dass" and rival in losses:
                 row[f"log_ratio_to_{other}"] = interval(sums, losses[rival], counts)
         rows.append(row)

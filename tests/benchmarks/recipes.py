@@ -72,7 +72,7 @@ def measure(checkpoint: Checkpoint, bundle: Path, ids: list[int] | None) -> dict
 @click.option("--calibration", type=Path)
 @click.option("--again", is_flag=True, help="Export bundles that are there once more.")
 @click.option("--only", multiple=True, help="Recipes whose name begins so; may be given again.")
-@click.option("--recover", type=click.Choice(["none", "sparsegpt"]), help="As export has it.")
+@click.option("--recover", type=click.Choice(["none", "sparsegpt", "distill"]), help="As export has it.")
 @click.option("-o", "--output", type=Path, default=Path("build/bench/recipes.json"))
 def main(
     model: Path,

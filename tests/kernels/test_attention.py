@@ -72,11 +72,7 @@ class Layer:
         scale, cache = self.head_dim**-0.5, self.cache
         before = [cache.key.copy(), cache.value.copy(), cache.position.copy(), cache.score.copy()]
         rows = control_of([control._replace(budget=0), control])  # another layer's comes first
-        got = run(
-            "PrunedKVAttention", [*inputs, rows, *before, *self.norms, self.shift], outputs(self.bits),
-            heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, scale=scale, window=self.window,
-            softcap=self.softcap, epsilon=1e-5, layer=1,
-        )  # fmt: skip
+        got = self.operator(inputs, rows, before, scale)
         expected = pruned_kv_attention(
             *inputs, rows[1], cache, scale, self.window, self.softcap, *self.norms, 1e-5, self.shift
         )
@@ -85,6 +81,16 @@ class Layer:
         np.testing.assert_array_equal(got[3], cache.position)
         np.testing.assert_allclose(got[4], cache.score, rtol=5e-3, atol=2e-3)
         return got[0], expected
+
+    def operator(
+        self, inputs: list[np.ndarray], rows: np.ndarray, cache: list[np.ndarray], scale: float
+    ) -> list[np.ndarray]:
+        """What is under test, with the control's second row: y, then the cache."""
+        return run(
+            "PrunedKVAttention", [*inputs, rows, *cache, *self.norms, self.shift], outputs(self.bits),
+            heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, scale=scale, window=self.window,
+            softcap=self.softcap, epsilon=1e-5, layer=1,
+        )  # fmt: skip
 
 
 @settings(max_examples=40, deadline=None)

@@ -59,8 +59,9 @@ inline __m256 eight_sums(const __m256 (&a)[8]) {
   return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
 }
 
-// Rows by two slots, or one, in registers: 14 sums and two keys fill them. T: float, uint16_t for half precision, or
-// int8_t. Every sum has the same order whatever the tile. Inputs from dim / 8 * 8 on are left.
+// Rows by four, two or one slots in registers: 7 by 2 sums and the keys fill them; one or two rows need four slots to
+// have work while a sum is on its way. T: float, uint16_t for half precision, or int8_t. Every sum has the same order
+// whatever the tile. Inputs from dim / 8 * 8 on are left.
 template <int kRows, int kSlots, typename T>
 inline __attribute__((always_inline)) void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
   __m256 sum[kSlots][8];
@@ -74,6 +75,10 @@ inline __attribute__((always_inline)) void scores_tile(const float* q, const T* 
       if constexpr (kSlots > 1 && kRows < 7) keep(x);  // or it is read again for every slot
       unrolled<kSlots>([&](auto j) { sum[j][row] = _mm256_fmadd_ps(x, k[j], sum[j][row]); });
     });
+  }
+  if constexpr (kSlots == 4) {
+    unrolled<kRows>([&](auto row) { _mm_storeu_ps(s + row * stride, sums(sum[0][row], sum[1][row], sum[2][row], sum[3][row])); });
+    return;
   }
   const __m256 a = eight_sums(sum[0]), b = eight_sums(sum[kSlots - 1]);
   const __m256 pairs[2] = {_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)};  // rows 0 1 4 5, 2 3 6 7
@@ -99,6 +104,7 @@ void scores_rows(const float* q, const T* key, int n, int dim, float* s, int str
   for (int i = 0; kRows > 1 && i + 8 <= dim; i += 8)
     for (int row = 0; row < kRows; ++row) _mm256_store_ps(eights + kRows * i + 8 * row, _mm256_loadu_ps(q + row * dim + i));
   int j = 0;
+  for (; kRows <= 2 && j + 4 <= n; j += 4) scores_tile<kRows, 4>(x, key + j * pitch<T>(dim), dim, s + j, stride);
   for (; j + 2 <= n; j += 2) scores_tile<kRows, 2>(x, key + j * pitch<T>(dim), dim, s + j, stride);
   if (j < n) scores_tile<kRows, 1>(x, key + j * pitch<T>(dim), dim, s + j, stride);
   for (int i = dim / 8 * 8; i < dim; ++i)
@@ -208,8 +214,10 @@ void mix_rows(const float* p, int stride, const T* value, int n, int dim, float*
       for (int j = 0; j < n; ++j) y[row * dim + i] += p[row * stride + j] * load1(value + j * pitch<T>(dim) + i);
 }
 
-// Rows at once: of eight sums that are added up together few stay empty.
-constexpr int kScoresRows = 7, kMixRows = 4;
+// Rows at once. Mixing three needs the fewest loads; of what must be widened four are mixed together.
+constexpr int kScoresRows = 7;
+template <typename T>
+constexpr int kMixRows = sizeof(T) == sizeof(float) ? 3 : 4;
 
 template <typename T>
 void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride) {
@@ -231,7 +239,7 @@ template <typename T>
 void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y) {
   constexpr decltype(&mix_rows<1, T>) kSome[] = {nullptr, mix_rows<1, T>, mix_rows<2, T>, mix_rows<3, T>, mix_rows<4, T>};
   for (int row = 0, some; row < rows; row += some) {
-    some = std::min(rows - row, kMixRows);
+    some = std::min(rows - row, kMixRows<T>);
     kSome[some](p + row * stride, stride, value, n, dim, y + row * dim);
   }
 }
