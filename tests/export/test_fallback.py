@@ -329,13 +329,13 @@ def test_settings_that_a_standard_graph_cannot_have_are_usage_errors(
 def test_a_setting_that_comes_later_is_refused_until_it_is_honoured(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Later(ExportConfig):
-        fit: str = "none"
+        soon: str = "none"
 
     assert {entry.name for entry in fields(ExportConfig)} >= HONOURED
     given = dict(source=tmp_path, out=tmp_path / "x", device=detect(), bits=4, head_bits=4, kv="full:9", seed=3)
     refuse_settings(Later(**given), "opt")
-    with pytest.raises(UsageError, match='--fit 300MB: "opt" is not in our table'):
-        refuse_settings(Later(**given, fit="300MB"), "opt")
+    with pytest.raises(UsageError, match='--soon 300MB: "opt" is not in our table'):
+        refuse_settings(Later(**given, soon="300MB"), "opt")
     with pytest.raises(UsageError, match="--sparsity magnitude:2:4"):
         refuse_settings(ExportConfig(**given, sparsity=Sparsity("magnitude", 2, 4)), "opt")
 

@@ -127,7 +127,8 @@ def test_against_the_reference(
             break
         control = Control(committed, accepted, budget, budget, sinks, policy)
         got, expected = layer.both(layer.inputs(steps, position), control)
-        assert np.abs(got - expected).max() < 5e-3 * max(1, np.abs(expected).max())
+        # At 8 bits a value between two codes may round either way, which moves a logit by a step of its key.
+        assert np.abs(got - expected).max() < (2e-2 if bits == 8 else 5e-3) * max(1, np.abs(expected).max())
         committed = min(budget, committed + accepted)
         accepted = steps - 1 if partial and steps > 1 else steps  # a rejected draft is simply not committed
         position += accepted

@@ -34,7 +34,8 @@ def fed(layer: Layer, policy: Control, budget: int, chunks: list[int], rejected:
             committed=committed, accepted=accepted, staged=budget, budget=budget, counted=steps if policy.planes else 0
         )
         got, expected = layer.both(layer.inputs(steps + rejected, position), control)
-        assert np.abs(got - expected).max() < 5e-3 * max(1, np.abs(expected).max())
+        near = 2e-2 if layer.bits == 8 else 5e-3  # see test_attention
+        assert np.abs(got - expected).max() < near * max(1, np.abs(expected).max())
         controls.append(control)
         committed, accepted, position = min(budget, committed + accepted), steps, position + steps
     return controls
