@@ -17,7 +17,7 @@ from edgellm.runtime.carrier import Carrier, Start
 from edgellm.runtime.errors import EdgellmError, UsageError
 from edgellm.runtime.gate import begin_answer, nll
 from edgellm.runtime.gradient import Gradient
-from edgellm.runtime.learning import acceptable
+from edgellm.runtime.learning import Limits, acceptable
 from edgellm.runtime.objective import Balance, Example, Losses, Weights, selection
 from edgellm.runtime.optimizer import Adam
 from edgellm.runtime.question import Question, beginning
@@ -29,23 +29,17 @@ LEAST_CHECKED = 4
 
 
 @dataclass(frozen=True)
-class CohortSettings:
-    """How a cohort is learned from; rates and limits are ours (the paper trains LoRA).
+class CohortSettings(Limits):
+    """How a cohort is learned from; rates are ours (the paper trains LoRA).
 
-    tokens, prefix, kl_weight, most_kl, longest: see learning.Settings. rate: Adam's at the first step, falling to 0 by
-    a cosine. radius: of the trust region. batch: questions a step. epochs: times each is used. reference: "static" |
-    "dynamic". objective: "sytta", or one of its parts: "tlm" (surprise at the question), "entropy" (doubt alone, no
-    KL). check: the share of the questions that is not learned from but judges what was; 0 believes everything.
+    rate: Adam's at the first step, falling to 0 by a cosine. batch: questions a step. epochs: times each is used.
+    reference: "static" | "dynamic". objective: "sytta", or one of its parts: "tlm" (surprise at the question),
+    "entropy" (doubt alone, no KL). check: the share of the questions that is not learned from but judges what was; 0
+    believes everything.
     Raises UsageError for a value outside its range.
     """
 
-    tokens: int = 4
-    prefix: int = 8
     rate: float = 0.002
-    radius: float = 0.1
-    kl_weight: float = 1.0
-    most_kl: float = 0.5
-    longest: int = 512
     batch: int = 4
     epochs: int = 1
     reference: str = "static"

@@ -13,22 +13,28 @@ SLACK = 1e-3  # nats: what rounding alone may do to a loss
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How one question is learned from. Rates, radius and limits are ours: the paper trains LoRA on whole cohorts.
+class Limits:
+    """What learning looks at and how far it may go, from one question or many. Ours: the paper trains LoRA.
 
-    tokens: of the answer that count (SyTTA's k). prefix: the most tokens of a prefix. steps: of Adam, at `rate`, within
-    `radius` (optimizer.py). kl_weight: of KL beside entropy. most_kl: nats an answer token that the model may move.
-    longest: tokens of a prompt beyond which it is not adapted to, for the gradient's memory.
+    tokens: of the answer that count (SyTTA's k). prefix: the most tokens of a prefix. radius: of the trust region
+    (optimizer.py). kl_weight: of KL beside entropy. most_kl: nats an answer token that the model may move. longest:
+    tokens of a prompt beyond which it is not adapted to, for the gradient's memory.
     """
 
     tokens: int = 4
     prefix: int = 8
-    steps: int = 2
-    rate: float = 0.003
     radius: float = 0.1
     kl_weight: float = 1.0
     most_kl: float = 0.5
     longest: int = 512
+
+
+@dataclass(frozen=True)
+class Settings(Limits):
+    """How one question is learned from. steps: the most of Adam. rate: its own, ours too."""
+
+    steps: int = 2
+    rate: float = 0.003
 
 
 @dataclass

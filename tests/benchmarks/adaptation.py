@@ -1,6 +1,6 @@
 """What adapting to one half of a domain's questions does to the answers on that half, and on the other one.
 
-    python -m tests.benchmarks.adaptation BUNDLE /work/shared/data/agriculture-qa.json -o build/bench/farm.json
+    python -m tests.benchmarks.adaptation BUNDLE agriculture-qa.json -o build/bench/farm.json
     python -m tests.benchmarks.adaptation --table build/bench/farm.json
 
 Questions are asked in the chat template, greedily. A run is one cell of the table; what the file has already is not run
