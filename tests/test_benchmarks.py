@@ -104,40 +104,41 @@ def test_the_neighbour_is_busy_and_leaves() -> None:
         os.kill(neighbour, 0)
 
 
-def test_turns_change_from_round_to_round(fake: Callable[..., Contender]) -> None:
+def test_turns_change_from_round_to_round() -> None:
     order: list[str] = []
 
-    def answer(contender: Contender) -> dict[str, Any]:
-        order.append(contender.name)
+    def answer(turn: str) -> dict[str, Any]:
+        order.append(turn)
         return sample(1)
 
     failed: dict[str, str] = {}
-    found = interleave([fake("a"), fake("b"), fake("c")], 3, answer, failed)
+    *earlier, found = interleave("abc", 3, answer, failed)
+    assert len(earlier) == 2
     assert order == [*"abc", *"bca", *"cab"]
     assert {name: len(samples) for name, samples in found.items()} == {"a": 3, "b": 3, "c": 3}
     assert failed == {}
 
 
-def test_who_fails_leaves_and_the_others_go_on(fake: Callable[..., Contender]) -> None:
+def test_who_fails_leaves_and_the_others_go_on() -> None:
     asked: list[str] = []
 
-    def answer(contender: Contender) -> dict[str, Any]:
-        asked.append(contender.name)
-        if contender.name == "b":
+    def answer(turn: str) -> dict[str, Any]:
+        asked.append(turn)
+        if turn == "b":
             raise Failed("no")
         return sample(1)
 
     failed: dict[str, str] = {}
-    found = interleave([fake("a"), fake("b")], 4, answer, failed)
+    *_, found = interleave("ab", 4, answer, failed)
     assert failed == {"b": "no"}
     assert asked.count("b") == 1
     assert list(found) == ["a"]
     assert len(found["a"]) == 4
 
 
-def test_a_disturbed_run_is_tried_again(fake: Callable[..., Contender]) -> None:
+def test_a_disturbed_run_is_tried_again() -> None:
     answers = iter([sample(1, others=0.5), sample(2, others=0.05), sample(3, others=0.9), sample(4, others=0.3)])
-    found = interleave([fake("a")], 2, lambda contender: next(answers), {})
+    *_, found = interleave("a", 2, lambda turn: next(answers), {})
     assert [(one["decode_tokens_per_s"], one["disturbed"]) for one in found["a"]] == [(2, False), (4, True)]
 
 
@@ -153,10 +154,11 @@ def test_medians_and_ratios_are_of_quiet_rounds() -> None:
     assert medians(noisy) == {"quiet_rounds": 0, "decode_tokens_per_s": 2}
 
 
-def test_share() -> None:
-    assert share({"decode_tokens_per_s": 3}, {"decode_tokens_per_s": 4}) == 0.75
-    assert share(None, {"decode_tokens_per_s": 4}) is None
-    assert share({"failed": "no"}, {"decode_tokens_per_s": 4}) is None
+def test_share_is_taken_within_rounds() -> None:
+    assert share([sample(3), sample(8)], [sample(4), sample(8)]) == 0.875
+    assert share([sample(3), sample(1)], [sample(4), sample(8, disturbed=True)]) == 0.75
+    assert share([sample(3, disturbed=True)], [sample(4)]) == 0.75
+    assert share([], [sample(4)]) is None
 
 
 def test_surprise_is_cross_entropy() -> None:

@@ -1,12 +1,11 @@
-"""Contenders take turns, round by round; medians, and ratios of ours to each peer's within a round."""
+"""Runs take turns, round by round; medians, and ratios of ours to each peer's within a round."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
-from tests.benchmarks.contenders import Contender
 from tests.benchmarks.process import Failed
 
 OTHERS = 0.1  # of the machine: a run during which other processes had more does not count
@@ -14,27 +13,29 @@ RETRIES = 1
 METRICS = ("decode_tokens_per_s", "prefill_tokens_per_s", "start_s", "peak_rss_bytes")
 Sample = dict[str, Any]
 Rounds = dict[str, list[Sample]]  # contender -> a sample a round
+Turn = TypeVar("Turn", bound=Hashable)
 
 
 def interleave(
-    contenders: Sequence[Contender], rounds: int, ask: Callable[[Contender], Sample], failed: dict[str, str]
-) -> Rounds:
-    """A sample a contender and round. Who fails leaves, its reason in `failed`; so does nobody else's round.
+    turns: Sequence[Turn], rounds: int, ask: Callable[[Turn], Sample], failed: dict[Turn, str]
+) -> Iterator[dict[Turn, list[Sample]]]:
+    """After each round, a sample a turn and round so far. What fails leaves, its reason in `failed`; nothing else does.
 
-    A run disturbed by other processes is tried again, and kept with "disturbed": true when that does not help. The
-    order changes from round to round.
+    A turn is a contender's run of one case: lengths that are compared lie as close in time as contenders do. A run
+    disturbed by other processes is tried again, and kept with "disturbed": true when that does not help. The order
+    changes from round to round.
     """
-    found: Rounds = {c.name: [] for c in contenders}
+    found: dict[Turn, list[Sample]] = {turn: [] for turn in turns}
     for number in range(rounds):
-        turn = number % max(1, len(contenders))
-        for contender in [*contenders[turn:], *contenders[:turn]]:
-            if contender.name in failed:
+        first = number % max(1, len(turns))
+        for turn in [*turns[first:], *turns[:first]]:
+            if turn in failed:
                 continue
             try:
-                found[contender.name].append(undisturbed(lambda c=contender: ask(c)))  # type: ignore[misc]
+                found[turn].append(undisturbed(lambda t=turn: ask(t)))  # type: ignore[misc]
             except Failed as error:
-                failed[contender.name] = str(error)
-    return {name: samples for name, samples in found.items() if name not in failed}
+                failed[turn] = str(error)
+        yield {turn: samples for turn, samples in found.items() if turn not in failed}
 
 
 def undisturbed(run: Callable[[], Sample]) -> Sample:
@@ -77,8 +78,10 @@ def ratios(rounds: Rounds, ours: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def share(of: Mapping[str, Any] | None, over: Mapping[str, Any] | None) -> float | None:
-    """Decoding speed in one case over that in another, from their medians; None where one is missing."""
-    if not of or not over or "decode_tokens_per_s" not in of or "decode_tokens_per_s" not in over:
-        return None
-    return float(of["decode_tokens_per_s"] / over["decode_tokens_per_s"])
+def share(of: Sequence[Sample], over: Sequence[Sample]) -> float | None:
+    """Decoding speed in one case over that in another: the median of the ratios in rounds that were quiet for both (in
+    all if none was); None where one is missing."""
+    pairs = [pair for pair in zip(of, over, strict=False) if all(sample.get(METRICS[0]) for sample in pair)]
+    quiet = [pair for pair in pairs if not any(sample["disturbed"] for sample in pair)]
+    found = [a[METRICS[0]] / b[METRICS[0]] for a, b in quiet or pairs]
+    return float(median(found)) if found else None

@@ -14,9 +14,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import click
@@ -29,11 +28,12 @@ from edgellm.runtime.commands.bench import lengths
 from tests.benchmarks.contenders import Contender, ours, peers
 from tests.benchmarks.peer_files import make_all
 from tests.benchmarks.process import ROOT, Failed, ask, busy_neighbour
-from tests.benchmarks.rounds import interleave, medians, ratios, share
+from tests.benchmarks.rounds import Sample, interleave, medians, ratios, share
 from tests.benchmarks.tables import show
 
 OUT = ROOT / "build/bench"
 PREFILL = 512  # tokens of the prefill case, after which a token only is decoded
+PREFILLED = f"prefill {PREFILL}"
 Facts = dict[str, Any]
 
 
@@ -117,37 +117,54 @@ def main(
                 row["perplexity"] = perplexity(contender, threads, ids[:text_tokens])
             except Failed as error:
                 row["perplexity_missing"] = str(error)
-    bandwidths: list[float] = []
     prompts = lengths(prompt_tokens)
-    cases = [(str(count), count, new_tokens, False) for count in prompts]
-    cases += [] if no_prefill else [(f"prefill {PREFILL}", PREFILL, 1, False)]
-    cases += [(f"{min(prompts)} busy", min(prompts), new_tokens, True)] if busy else []
-    for name, count, new, beside in cases:
-        click.echo(f"case {name}", err=True)
-        with busy_neighbour() if beside else nullcontext() as neighbour:
-            request = {"threads": threads, "prompt": ids[:count], "new_tokens": new}
-            if not beside:
-                bandwidths.append(read_bandwidth(threads) / 1e9)
-            gone = dict(skipped)
-            found = interleave(contenders, rounds, lambda c: ask(c, request, neighbour), gone)  # noqa: B023
-        for contender, samples in found.items():
-            facts["contenders"][contender]["cases"][name] = {**medians(samples), "rounds": samples}
-        for contender, why in gone.items():
-            if contender not in skipped:
-                facts["contenders"][contender]["cases"][name] = {"failed": why}
-        facts["ratios"][name] = ratios(found, [one.name for one in mine])
-        facts["read_bandwidth_gb_s"] = median(bandwidths) if bandwidths else None
-        for row in facts["contenders"].values():
-            row |= shares(row["cases"], prompts)
-        finish(facts, output or OUT / f"side_by_side-{source.stem}.json")
+    cases = {str(count): (count, new_tokens) for count in prompts} | ({} if no_prefill else {PREFILLED: (PREFILL, 1)})
+    path = output or OUT / f"side_by_side-{source.stem}.json"
+    facts["read_bandwidth_gb_s"] = read_bandwidth(threads) / 1e9
+    for _ in run(facts, contenders, mine, cases, ids):
+        finish(facts, path)
+    if busy:
+        shortest = str(min(prompts))
+        with busy_neighbour() as neighbour:
+            for _ in run(facts, contenders, mine, {f"{shortest} busy": cases[shortest]}, ids, neighbour):
+                finish(facts, path)
     show(facts)
 
 
-def shares(cases: Facts, prompts: list[int]) -> Facts:
+def run(
+    facts: Facts, contenders: list[Contender], mine: list[Contender], cases: dict[str, tuple[int, int]], ids: list[int],
+    neighbour: int | None = None,
+) -> Iterator[None]:  # fmt: skip
+    """Add the cases, names with (tokens of the prompt, new tokens), to the facts; a step a round."""
+    named = {one.name: one for one in contenders}
+    turns = [(name, case) for name in named if name not in facts["skipped"] for case in cases]
+    failed: dict[tuple[str, str], str] = {}
+
+    def one(turn: tuple[str, str]) -> Sample:
+        count, new = cases[turn[1]]
+        return ask(named[turn[0]], {"threads": facts["threads"], "prompt": ids[:count], "new_tokens": new}, neighbour)
+
+    for number, found in enumerate(interleave(turns, facts["rounds"], one, failed)):
+        click.echo(f"round {number + 1} of {facts['rounds']}", err=True)
+        for case in cases:
+            rounds = {name: samples for (name, other), samples in found.items() if other == case}
+            for name, samples in rounds.items():
+                facts["contenders"][name]["cases"][case] = {**medians(samples), "rounds": samples}
+            facts["ratios"][case] = ratios(rounds, [one.name for one in mine])
+        for (name, case), why in failed.items():
+            facts["contenders"][name]["cases"][case] = {"failed": why}
+        for row in facts["contenders"].values():
+            row |= shares(row["cases"])
+        yield
+
+
+def shares(cases: Facts) -> Facts:
     """growth: decoding after the longest prompt over the shortest. busy: beside a busy process over alone."""
-    quiet = cases.get(str(min(prompts)))
-    found = {"growth": share(cases.get(str(max(prompts))), quiet) if len(prompts) > 1 else None}
-    found["busy"] = share(cases.get(f"{min(prompts)} busy"), quiet)
+    rounds = {name: case.get("rounds", []) for name, case in cases.items() if name != PREFILLED}
+    plain = sorted((name for name in rounds if name.isdecimal()), key=int)
+    found = {"growth": share(rounds[plain[-1]], rounds[plain[0]])} if len(plain) > 1 else {}
+    if plain:
+        found["busy"] = share(rounds.get(f"{plain[0]} busy", []), rounds[plain[0]])
     return {name: value for name, value in found.items() if value is not None}
 
 
