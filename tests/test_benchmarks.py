@@ -265,3 +265,19 @@ def test_side_by_side(
     assert {row["metric"] for row in facts["ratios"]["4"]} >= {"decode_tokens_per_s", "start_s", "peak_rss_bytes"}
     assert (tmp_path / "out.png").stat().st_size > 1000
     assert "perplexity" in done.stdout
+    quality = [
+        str(tiny_gguf),
+        "--bundle",
+        f"new={bundle}",
+        "--rounds",
+        "0",
+        "--text",
+        str(text),
+        "-o",
+        str(tmp_path / "q"),
+    ]
+    done = CliRunner().invoke(side_by_side.main, quality, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "q").read_text())["contenders"]["peer"]
+    assert found["perplexity"] == pytest.approx(math.exp(2))
+    assert found["cases"] == {}

@@ -1,4 +1,5 @@
-"""N:M at 4 bits against dense 3 bits in the same bytes: the MLP's matrices each way, everything else dense at 4 bits.
+"""N:M at 4 bits against dense 3 bits in the same bytes: the MLP's matrices each way, everything else dense at 4 bits;
+and llama.cpp's 3-bit files of the same checkpoint, where the peers are installed.
 
     python -m tests.benchmarks.equal_bytes MODEL.gguf TEXT.txt CALIBRATION.json -o build/bench/equal_bytes.json
 
@@ -13,32 +14,39 @@ from __future__ import annotations
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from gguf import GGUFReader
 from torch import Tensor
 
-from edgellm.export.architectures import MATRICES, role
-from edgellm.export.calibrate import calibration_ids, statistics
+from edgellm.export.architectures import role
+from edgellm.export.calibrate import calibration_ids
 from edgellm.export.checkpoint import open_checkpoint
 from edgellm.export.compress import Read, read_by_head, rounded
 from edgellm.export.config import ExportConfig
-from edgellm.export.decoder import load_block, propagate, window_losses
-from edgellm.export.hessian import Hessians
+from edgellm.export.decoder import window_losses
 from edgellm.export.level import GROUP, Level, Sparsity
 from edgellm.export.prune import SCOPES
 from edgellm.export.sparsegpt import simulated
-from edgellm.export.vocabulary import embed
 from edgellm.kernels.layout import dequantize
-from tests.benchmarks.prune_table import WINDOW, Weights, dense, interval
+from tests.benchmarks.contenders import Contender
+from tests.benchmarks.layerwise import layerwise
+from tests.benchmarks.peer_files import OUT, llama_cpp, make_all
+from tests.benchmarks.process import Failed, ask
+from tests.benchmarks.prune_table import WINDOW, dense, interval
+from tests.benchmarks.recovered import Weights
 
+BITS = {"dense 3": 3.25, "dense 3 with a minimum": 3.5, "2:4": 3.25, "4:8": 3.25, "dense 4": 4.5}  # a weight of the MLP
+Q3 = ("Q3_K_S", "Q3_K_M")
 THREE = {"dense 3": "symmetric", "dense 3 with a minimum": "min"}  # the first is what others are compared with
 LEVELS = {name: Level(4, Sparsity.parse(f"sparsegpt:{name}")) for name in ("2:4", "4:8")} | {"dense 4": Level(4)}
 
 
-def compressed(kind: str, name: str, weight: Tensor, read: Read, model: Path) -> Tensor:
+def matrix(kind: str, model: Path, name: str, weight: Tensor, read: Read) -> Tensor:
     """A matrix as this row of the table has it."""
     mlp = role(name) in SCOPES["mlp"]
     if mlp and kind in THREE:
@@ -62,28 +70,42 @@ def main(model: Path, text: Path, calibration: Path, output: Path, tokens: int, 
     head = read_by_head(arch, Weights(tensors), words, "embedding") if arch.tied else None
     rows: list[dict[str, Any]] = []
     losses: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {"model": model.name, "text": text.name, "tokens": ids.numel(), "window": WINDOW}
+    facts |= {"calibration": f"{calibration.name}, {words.numel()} tokens", "rows": rows}
+
+    def row(kind: str, bits: float) -> None:
+        found: dict[str, Any] = {"mlp": kind, "bits": bits}
+        found["perplexity"] = math.exp(float(losses[kind].sum() / counts.sum()))
+        found["log_ratio_to_dense_3"] = interval(losses[kind], losses["dense 3"], counts)
+        rows.append(found)
+        print(json.dumps(found), file=sys.stderr, flush=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(facts, indent=1))
+
     for kind in (*THREE, *LEVELS):
         made = dict(tensors)
-        source = Weights(made)
         if head is not None:
-            made["embedding"] = compressed("dense 4", "embedding", tensors["embedding"], head, model)
-        x = embed(arch, source, words)
-        for layer in range(arch.layers):
-            block, hessians = load_block(arch, source, layer), Hessians()
-            read = Read(statistics(arch, layer, block, x, hessians.add), hessians)
-            for part in MATRICES:
-                name = f"layers.{layer}.{part}"
-                block[part] = made[name] = compressed(kind, name, block[part], read, model)
-            x = propagate(arch, layer, block, x)
+            made["embedding"] = matrix("dense 4", model, "embedding", tensors["embedding"], head)
+        source = layerwise(arch, made, words, partial(matrix, kind, model))
         losses[kind], counts = window_losses(arch, source, ids, WINDOW)
-        row: dict[str, Any] = {"mlp": kind, "perplexity": math.exp(float(losses[kind].sum() / counts.sum()))}
-        row["log_ratio_to_dense_3"] = interval(losses[kind], losses["dense 3"], counts)
-        rows.append(row)
-        print(json.dumps(row), file=sys.stderr, flush=True)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        facts: dict[str, Any] = {"model": model.name, "text": text.name, "tokens": ids.numel(), "window": WINDOW}
-        facts["calibration"] = f"{calibration.name}, {words.numel()} tokens"
-        output.write_text(json.dumps({**facts, "rows": rows}, indent=1))
+        row(kind, BITS[kind])
+    failed = make_all(model.absolute(), {f"llama_cpp-{kind}.gguf": llama_cpp(kind) for kind in Q3})
+    for kind in Q3:
+        path = OUT / model.stem / f"llama_cpp-{kind}.gguf"
+        name, peer = f"llama.cpp {kind}", Contender(kind, "llama_cpp", path, 3)
+        try:
+            found = ask(peer, {"threads": torch.get_num_threads(), "score": ids.tolist(), "window": WINDOW})
+        except Failed as error:
+            print(f"left out: {name}: {failed.get(path.name) or error}", file=sys.stderr)
+            continue
+        losses[name] = torch.tensor(found["windows"], dtype=counts.dtype)
+        row(name, mlp_bits(path))
+
+
+def mlp_bits(path: Path) -> float:
+    """Bits a weight of the MLP's matrices in a GGUF file."""
+    matrices = [tensor for tensor in GGUFReader(path).tensors if ".ffn_" in tensor.name and len(tensor.shape) > 1]
+    return 8 * sum(int(tensor.n_bytes) for tensor in matrices) / sum(int(tensor.n_elements) for tensor in matrices)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ def draw(facts: dict[str, Any], path: Path) -> None:
     """A PNG of the medians so far; nothing where there are none."""
     rows = facts["contenders"]
     cases = list(dict.fromkeys(name for row in rows.values() for name in row["cases"]))
+    if not cases:
+        return
     panels = [
         (f"{case} tokens/s", case, "prefill_tokens_per_s", 1.0)
         if case.startswith("prefill")

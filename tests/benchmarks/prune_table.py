@@ -15,6 +15,7 @@ import json
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,17 @@ import torch
 from torch import Tensor
 
 from edgellm.export import prune
-from edgellm.export.architectures import MATRICES, Architecture, role
-from edgellm.export.calibrate import calibration_ids, statistics
+from edgellm.export.architectures import Architecture, role
+from edgellm.export.calibrate import calibration_ids
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
 from edgellm.export.compress import Read, read_by_head, rounded
 from edgellm.export.config import TO_DISTILL, ExportConfig
-from edgellm.export.decoder import load_block, propagate, window_losses
+from edgellm.export.decoder import window_losses
 from edgellm.export.hessian import Hessians
 from edgellm.export.level import GROUP, Sparsity
 from edgellm.export.sparsegpt import updated
-from edgellm.export.vocabulary import embed
 from edgellm.kernels.layout import dequantize
+from tests.benchmarks.layerwise import layerwise
 from tests.benchmarks.recovered import Weights, recovered
 
 WINDOW = 1024
@@ -65,25 +66,16 @@ def make(
 ) -> Weights:
     """The weights of one cell: masks layer by layer, statistics re-propagated through what was done before."""
     made = dict(tensors)
-    source = Weights(made)
     if config.head_bits == 4:
-        read = read_by_head(arch, source, text, "embedding")
+        read = read_by_head(arch, Weights(tensors), text, "embedding")
         made["embedding"] = one(config, "embedding", tensors["embedding"], read)
     elif config.head_bits:
         made["embedding"] = one(config, "embedding", tensors["embedding"], Read({}, Hessians()))
     if config.bits is None and config.sparsity.method == "none":
-        return source
+        return Weights(made)
     if config.distills:
         return recovered(arch, tensors, made, (text, lessons), config, steps, _told)
-    x = embed(arch, source, text)
-    for layer in range(arch.layers):
-        block, hessians = load_block(arch, source, layer), Hessians()
-        read = Read(statistics(arch, layer, block, x, hessians.add), hessians)
-        for part in MATRICES:
-            name = f"layers.{layer}.{part}"
-            block[part] = made[name] = one(config, name, block[part], read)
-        x = propagate(arch, layer, block, x)
-    return source
+    return layerwise(arch, made, text, partial(one, config))
 
 
 def _told(done: int, total: int) -> None:

@@ -62,7 +62,7 @@ def perplexity(contender: Contender, threads: int, ids: list[int], window: int =
 @click.option("--only", multiple=True, help="Peers whose name begins so; may be given again. Default: all.")
 @click.option("--prompt-tokens", default="32,1024,1900", show_default=True, help="Prompts to decode after.")
 @click.option("--new-tokens", default=128, show_default=True, help="Tokens to decode.")
-@click.option("--rounds", default=5, show_default=True, help="Rounds a case.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds a case; 0: perplexity and sizes only.")
 @click.option("--busy", is_flag=True, help="The shortest prompt once more, beside a process that keeps a core busy.")
 @click.option("--no-prefill", is_flag=True, help=f"Leave the prefill of {PREFILL} tokens out.")
 @click.option(
@@ -121,6 +121,7 @@ def main(
     cases = {str(count): (count, new_tokens) for count in prompts} | ({} if no_prefill else {PREFILLED: (PREFILL, 1)})
     path = output or OUT / f"side_by_side-{source.stem}.json"
     facts["read_bandwidth_gb_s"] = read_bandwidth(threads) / 1e9
+    finish(facts, path)
     for _ in run(facts, contenders, mine, cases, ids):
         finish(facts, path)
     if busy:

@@ -62,13 +62,13 @@ def timed(request: dict[str, Any], load: Load) -> dict[str, Any]:
 
 
 def scored(request: dict[str, Any], load: Load) -> dict[str, Any]:
-    """nats and tokens of non-overlapping windows, as edgellm.runtime.perplexity counts them."""
+    """nats of non-overlapping windows and their tokens, as edgellm.runtime.perplexity counts them."""
     ids, size = request["score"], request["window"]
     windows = [ids[at : at + size] for at in range(0, len(ids), size)]
     windows = [window for window in windows if len(window) > 1]
     peer = load(request["model"], request["threads"], size, request["settings"])
-    nats = sum(peer.nats(window) for window in windows)
-    return {"nats": nats, "tokens": sum(len(window) - 1 for window in windows)}
+    nats = [peer.nats(window) for window in windows]
+    return {"nats": sum(nats), "windows": nats, "tokens": sum(len(window) - 1 for window in windows)}
 
 
 def surprise(logits: Any, following: Sequence[int]) -> float:
