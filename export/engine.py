@@ -37,9 +37,6 @@ from edgellm.runtime.tensorrt_module import installed
 from edgellm.runtime.tokenizer import read_tokenizer
 
 ALIGNMENT = 64  # bytes
-OUTSIDE = 4
-"""Weights outside an engine still cost its build as much as so many times the largest of them inside it would: fitted
-to two models, the reason not found (docs/tensorrt.md)."""
 SLOTS = 4096
 """Slots of an engine's cache where --kv does not say: standard operators read all of them at every token."""
 
@@ -81,12 +78,11 @@ def append_only_session(
     return Session(said, tokenizer, backend, policy, layout.staging)
 
 
-def refuse_engine(config: ExportConfig, weight_bytes: int, head_bytes: int) -> None:
+def refuse_engine(config: ExportConfig, weight_bytes: int) -> None:
     """Raise, before any work, where the engine that was asked for cannot be built: UsageError for a device that no
     TensorRT-RTX engine runs on, EdgellmError where TensorRT-RTX is not installed or memory is short.
 
-    weight_bytes: of all matrices; head_bytes: of the output's matrix. `tensorrt` need not be here: its engine is built
-    on the device.
+    weight_bytes: of all matrices. `tensorrt` need not be here: its engine is built on the device.
     """
     capability = config.device.compute_capability
     if config.engine != "none" and config.kv_bits != 16:
@@ -95,7 +91,7 @@ def refuse_engine(config: ExportConfig, weight_bytes: int, head_bytes: int) -> N
             "Leave --kv-bits out.",
         )
     if config.engine_operators == "plugins":
-        weight_bytes = OUTSIDE * head_bytes
+        weight_bytes = 0  # outside the engine
         if config.engine != "none" and installed(config.engine):
             plugins_there()
     if config.engine != "tensorrt-rtx":

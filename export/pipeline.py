@@ -112,7 +112,7 @@ def export(
     expected = estimate(checkpoint, config)
     announce(expected)
     refuse_unfit(checkpoint, config, expected, unwritten.nbytes)
-    refuse_engine(config, expected.weight_bytes, planned_format(config, checkpoint, head_name(arch)).nbytes)
+    refuse_engine(config, expected.weight_bytes)
     progress("reading the source", 0, 1)
     key = fingerprint(config)
     progress("reading the source", 1, 1)

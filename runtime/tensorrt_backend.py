@@ -42,7 +42,7 @@ def tensorrt_backend(folder: Path, manifest: Manifest, layout: CacheLayout) -> B
     data, embedding = folder / WEIGHTS, engine.offsets["embedding"]
     rows = EmbeddingRows(data, embedding, formats["embedding"])
     tiles = {
-        f"tiles.{name}": np.memmap(data, np.int8, "r", offset, (formats[name].nbytes,))
+        f"tiles.{name}": np.memmap(data, np.int32, "r", offset, (formats[name].nbytes // 4,))
         for name, offset in engine.offsets.items()
         if engine.operators == "plugins"
     }

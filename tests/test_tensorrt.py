@@ -122,7 +122,8 @@ def test_an_engine_with_our_plugins(with_plugins: Path, tmp_path: Path) -> None:
     assert inputs["control"] == ("INT64", [2, 13])
     assert inputs["score.0"] == ("FLOAT", [2, 320, 2])
     assert sum(name.startswith("tiles.") for name in inputs) == 9
-    assert inputs["tiles.layers.0.down"][0] == "INT8"
+    down = next(matrix for matrix in read_manifest(with_plugins).matrices if matrix.name == "layers.0.down")
+    assert inputs["tiles.layers.0.down"] == ("INT32", [down.bytes // 4])
     assert {name for name, _, _ in again.outputs} >= {"logits", "key.0.out", "score.1.out"}
     plan = (tmp_path / ENGINE).read_bytes()
     for name in (b"NMMatMul", b"PrunedKVAttention", b"kv_heads", b"activation", b"gelu_tanh", b"silu"):

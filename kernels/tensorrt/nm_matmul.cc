@@ -43,7 +43,7 @@ bool NMMatMul::supportsFormatCombination(int32_t pos, const nvinfer1::DynamicPlu
   const nvinfer1::PluginTensorDesc& end = ends[pos].desc;
   if ((inputs != 2 && inputs != 3) || end.format != nvinfer1::TensorFormat::kLINEAR) return false;
   if (pos == 0) return half_type(end.type);
-  if (pos == 1) return end.type == DataType::kINT8;
+  if (pos == 1) return end.type == DataType::kINT32;  // the bytes as words: see export/plugin_dialect.py
   return end.type == ends[0].desc.type;
 }
 

@@ -102,7 +102,8 @@ class Evaluated:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(end.type.tensor_type.elem_type)
             if end.name.startswith("tiles."):
                 at = placed[end.name.removeprefix("tiles.")]
-                self._held[end.name] = np.fromfile(bundle / "model.onnx.data", np.int8, at.nbytes, offset=at.offset)
+                data = bundle / "model.onnx.data"
+                self._held[end.name] = np.fromfile(data, dtype, at.nbytes // dtype.itemsize, offset=at.offset)
             elif 0 not in shape:
                 self._held[end.name] = np.zeros(shape, dtype)
 
