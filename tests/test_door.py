@@ -356,8 +356,11 @@ def test_hello_is_short() -> None:
 def test_smollm2_says_what_it_says_in_python(real_gguf: Path, tmp_path: Path) -> None:
     make_bundle(real_gguf, tmp_path / "bundle")
     here, there = load(tmp_path / "bundle", threads=1), Door(tmp_path / "bundle", threads=1)
-    assert [there.encode(prompt) for prompt in PROMPTS] == [here.encode(prompt) for prompt in PROMPTS]
-    for prompt in PROMPTS:
+    assert here.chat is not None
+    prompts = [here.chat.render([{"role": "user", "content": question}]) for question in PROMPTS]
+    assert [there.encode(prompt) for prompt in prompts] == [here.encode(prompt) for prompt in prompts]
+    for prompt in prompts:
         expected = here.generate(prompt, 16)
+        assert expected.ids
         assert there.generate(prompt, 16) == expected.ids
         assert there.text() == expected.text

@@ -1,11 +1,11 @@
-"""hello.cc beside the same in Python: start-up time and memory overhead, round by round.
+"""hello.cc beside the same in Python: the texts of 20 prompts, then start-up time and memory overhead, round by round.
 
     python -m tests.benchmarks.door BUNDLE HELLO [--rounds 7]
 
 HELLO is examples/hello.cc, built as docs/cpp.md says. Start-up is from the process's start to its first text, the run
 of a one-token prompt included. Overhead is what is resident then (Rss) beyond the mapped weights and the cache; `dirty`
-is the part of it that no other process can share (Private_Dirty). Both sides run the same bundle; medians, and that of
-every round's ratio, are printed as JSON.
+is the part of it that no other process can share (Private_Dirty). Both sides run the same bundle; how many texts
+are equal, medians, and that of every round's ratio, are printed as JSON.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from edgellm.runtime import load
 from tests.door import onnxruntime_file
+from tests.prompts import PROMPTS
 
-PROMPT, TOKENS = "The", 64
+PROMPT, TOKENS, COMPARED = "The", 64, 24
+ENVIRONMENT = os.environ | {"EDGELLM_ONNXRUNTIME": str(onnxruntime_file())}
 KEYS = ("seconds", "overhead", "dirty")
 PYTHON = """
 import sys
@@ -60,9 +63,8 @@ def memory(process: int) -> tuple[int, int]:
 
 def start(command: list[str]) -> Start:
     """Run a command up to its first byte of output, look at it, and end it."""
-    environment = os.environ | {"EDGELLM_ONNXRUNTIME": str(onnxruntime_file())}
     begin = perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=ENVIRONMENT) as process:
         assert process.stdout is not None
         os.read(process.stdout.fileno(), 1)
         seconds = perf_counter() - begin
@@ -72,13 +74,26 @@ def start(command: list[str]) -> Start:
     return found
 
 
+def texts_equal(bundle: str, hello: str) -> int:
+    """Of the prompts, as a chat's first turn where there is a template, those whose first COMPARED tokens, greedy, are
+    the same text from both."""
+    session, same = load(bundle), 0
+    for question in PROMPTS:
+        prompt = session.chat.render([{"role": "user", "content": question}]) if session.chat else question
+        command = [hello, bundle, prompt, str(COMPARED)]
+        said = subprocess.run(command, capture_output=True, env=ENVIRONMENT, check=True).stdout
+        same += said == session.generate(prompt, COMPARED).text.encode()
+    return same
+
+
 def main() -> None:
-    """Print the medians."""
+    """Print what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
     parser.add_argument("hello")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
+    equal = texts_equal(options.bundle, options.hello)
     arguments = [options.bundle, PROMPT, str(TOKENS)]
     commands = {"cpp": [options.hello, *arguments], "python": [sys.executable, "-c", PYTHON, *arguments]}
     for command in commands.values():
@@ -86,6 +101,7 @@ def main() -> None:
     rounds = [{name: start(command) for name, command in commands.items()} for _ in range(options.rounds)]
     facts = {name: {key: median(asdict(one[name])[key] for one in rounds) for key in KEYS} for name in commands}
     ratios = {key: median(asdict(one["cpp"])[key] / asdict(one["python"])[key] for one in rounds) for key in KEYS}
+    facts |= {"texts": {"equal": equal, "of": len(PROMPTS)}}
     print(json.dumps({**facts, "ratio": ratios, "rounds": options.rounds}, indent=1))
 
 
