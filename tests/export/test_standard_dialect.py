@@ -14,6 +14,7 @@ from tests.export.test_architectures import MODELS, write_model
 
 from edgellm.export.checkpoint import open_checkpoint
 from edgellm.export.integer_weights import integer_weights
+from edgellm.export.level import Level
 from edgellm.export.packed_source import PackedSource, read_placed
 from edgellm.export.verify import Parity, parity
 from edgellm.kernels.layout import Format
@@ -50,6 +51,7 @@ def test_families_say_what_torch_says(name: str, tmp_path: Path) -> None:
         dict(bits=8),
         dict(bits=4, head_bits=4, sparsity="magnitude:2:4", scope="all", recover="none"),
         dict(bits=8, sparsity="dass:4:8", recover="none"),
+        dict(bits=4, recover="none", levels={"layers.0.v": Level(8)}),  # q, k and v apart
     ],
 )
 def test_recipes_say_what_torch_says(tiny_model: Path, tmp_path: Path, recipe: dict[str, Any]) -> None:
