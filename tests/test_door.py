@@ -22,7 +22,7 @@ from edgellm.runtime.manifest import dump, seal
 from edgellm.runtime.sampling import Sampling
 from tests.bundles import make_bundle
 from tests.conftest import ROOT, write_folder
-from tests.door import BUNDLE, CONTEXT, END, FAILED, USAGE, Door, DoorError, array, door, library_file, onnxruntime_file
+from tests.door import BUNDLE, CONTEXT, END, USAGE, Door, DoorError, array, door, library_file, onnxruntime_file
 from tests.prompts import PROMPTS
 
 IDS = [(7 * i * i + i) % 317 + 3 for i in range(700)]
@@ -296,12 +296,26 @@ def test_a_graph_of_others_is_refused(copy: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("magic", [b"vtrt", b"ftrt"])
-def test_an_engine_without_a_gpu(tmp_path: Path, magic: bytes) -> None:
-    """On a machine with one, what is told is that this library runs bundles."""
+def test_an_engine_alone_is_no_bundle(tmp_path: Path, magic: bytes) -> None:
     (tmp_path / "model.engine").write_bytes(magic + bytes(100))
-    with pytest.raises(DoorError, match=r"model\.engine is a TensorRT(-RTX)? engine; .*\nThe same model runs") as found:
+    with pytest.raises(DoorError, match=r"model\.engine is a TensorRT engine without its bundle: .*\nOpen") as found:
         Door(tmp_path / "model.engine")
-    assert found.value.code == FAILED
+    assert found.value.code == BUNDLE
+
+
+def test_bundles_without_an_engine_or_with_one_not_built(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Told before anything of NVIDIA's is asked for."""
+    with pytest.raises(DoorError, match="exported without an engine\nExport it again with --engine") as found:
+        Door(bundle, backend=b"tensorrt")
+    assert found.value.code == USAGE
+    make_bundle(tiny_model, tmp_path / "bundle", bits=4, recover="none", engine="tensorrt")
+    with pytest.raises(DoorError, match=r"model\.engine is not built yet\n.*edgellm build-engine") as found:
+        Door(tmp_path / "bundle", backend=b"tensorrt")
+    assert found.value.code == BUNDLE
+    assert Door(tmp_path / "bundle", backend=b"cpu", threads=1).generate([5], 2)
+    with pytest.raises(DoorError, match='backend "gpu" is unknown') as found:
+        Door(bundle, backend=b"gpu")
+    assert found.value.code == USAGE
 
 
 def test_the_version_is_the_packages() -> None:
