@@ -24,6 +24,7 @@ from tests.bundles import make_bundle
 from tests.conftest import ROOT, write_folder
 from tests.door import BUNDLE, CONTEXT, END, USAGE, Door, DoorError, array, door, library_file, onnxruntime_file
 from tests.prompts import PROMPTS
+from tests.test_offline import OFF
 
 IDS = [(7 * i * i + i) % 317 + 3 for i in range(700)]
 POLICIES = [
@@ -337,7 +338,9 @@ def hello(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(program: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"EDGELLM_ONNXRUNTIME": str(onnxruntime_file())} | variables
+    # Without what switches telemetry off, as importing edgellm here did and a machine of continuous integration does.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(OFF)}
+    environment = clean | {"EDGELLM_ONNXRUNTIME": str(onnxruntime_file())} | variables
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, env=environment)
 
 
@@ -360,6 +363,12 @@ def test_hello_tells_what_is_wrong(hello: Path, bundle: Path, tmp_path: Path) ->
     assert lost.returncode == 1
     assert "libonnxruntime cannot be loaded" in lost.stderr
     assert "EDGELLM_ONNXRUNTIME" in lost.stderr
+
+
+def test_hello_leaves_nothing_behind(hello: Path, bundle: Path, tmp_path: Path) -> None:
+    """ONNX Runtime's telemetry would keep a device's id in the home folder."""
+    assert run(hello, bundle, "The sea", 2, HOME=str(tmp_path)).returncode == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_hello_is_short() -> None:

@@ -24,6 +24,9 @@ OnnxRuntime load(const std::string& given) {
   const std::string version = found.base->version();
   if (version.rfind("1.", 0) != 0 || std::atoi(version.c_str() + 2) < kOldest)
     throw Error(EDGELLM_FAILED, found.path + " is ONNX Runtime " + version + "; edgellm needs 1.23 or newer", kInstall);
+  // Its Linux builds (1.29 and newer) keep a device's id and upload what was run, unless this is set before they start; no
+  // call of its API comes early enough. Whoever has set it otherwise is obeyed.
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);
   found.api = found.base->get_api(ort::kApiVersion);
   found.check(ort::create_environment(found.api, ort::kFatal, "edgellm", &found.environment), EDGELLM_FAILED,
               found.path + " cannot start", kInstall);
