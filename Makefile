@@ -12,7 +12,7 @@ help: ## this list
 
 # The stamp is newer than what it was made from: an edit of C++ or of the metadata installs again, an edit of Python not.
 NATIVE := $(wildcard kernels/*.h kernels/include/*.h cmake/* $(foreach kind,h cc inc,kernels/cpu/*.$(kind) kernels/cpu/*/*.$(kind) \
-          kernels/ort/*.$(kind) kernels/engine/*.$(kind)))
+          kernels/ort/*.$(kind) kernels/engine/*.$(kind))) kernels/tensorrt/runner_table.h
 $(VENV)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -51,7 +51,7 @@ test: $(VENV)/.ready ## set up, run all tests (those of the real model where it 
 # TensorRT-RTX's licence is NVIDIA's, so it is fetched, never kept. No wheel of TensorRT has its headers: this one does.
 HEADERS := build/tensorrt/include
 PLUGINS := $(wildcard kernels/tensorrt/*.h kernels/tensorrt/*.cc kernels/tensorrt/CMakeLists.txt)
-tensorrt: build/tensorrt/.ready ## TensorRT-RTX (95 MB) and our plugins for it, so that tests build engines
+tensorrt: build/tensorrt/.ready ## TensorRT-RTX (95 MB), our plugins for it and what runs engines, so that tests build them
 $(HEADERS): | $(VENV)/.ready
 	mkdir -p build/tensorrt/wheel
 	$(BIN)/python -m pip download --quiet --no-deps --dest build/tensorrt/wheel kernel-lens==2.0.1
@@ -61,7 +61,7 @@ $(HEADERS): | $(VENV)/.ready
 build/tensorrt/.ready: $(PLUGINS) pyproject.toml | $(HEADERS)
 	$(BIN)/python -m pip install --quiet 'tensorrt-rtx-cu13>=1.7,<2'
 	$(BIN)/cmake -S . -B build/tensorrt/plugin -DTENSORRT_INCLUDE=$(CURDIR)/$(HEADERS)
-	$(BIN)/cmake --build build/tensorrt/plugin --target edgellm_tensorrt
+	$(BIN)/cmake --build build/tensorrt/plugin --target edgellm_tensorrt edgellm_runner
 	touch $@
 
 lint: $(VENV)/.ready ## ruff: style and imports

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from edgellm.runtime.session import Session
 
 __all__ = ["load"]
+
+# ONNX Runtime's Linux wheels (1.29 and newer) keep a device's id under ~/.cache and upload what was run, unless this is
+# set before they are imported. Whoever has set it otherwise is obeyed.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def load(

@@ -24,6 +24,7 @@ class Options(ctypes.Structure):
         ("threads", c_int32),
         ("verify", c_int32),
         ("onnxruntime", c_char_p),
+        ("backend", c_char_p),
     )
 
 
@@ -86,17 +87,17 @@ def onnxruntime_file() -> Path:
     return paths[0]
 
 
-def door() -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(library_file()))
+def door(library: Path | None = None) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(library or library_file()))
     loaded.edgellm_message.restype = loaded.edgellm_version.restype = c_char_p
     return loaded
 
 
 class Door:
-    """A session of the C API; every failure is a DoorError."""
+    """A session of the C API; every failure is a DoorError. library: another libedgellm.so than this build's."""
 
-    def __init__(self, bundle: Path, **options: Any) -> None:
-        self.library = door()
+    def __init__(self, bundle: Path, library: Path | None = None, **options: Any) -> None:
+        self.library = door(library)
         options.setdefault("onnxruntime", str(onnxruntime_file()).encode())
         self.session = c_void_p()
         given = Options(size=ctypes.sizeof(Options), **options)

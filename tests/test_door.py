@@ -22,8 +22,9 @@ from edgellm.runtime.manifest import dump, seal
 from edgellm.runtime.sampling import Sampling
 from tests.bundles import make_bundle
 from tests.conftest import ROOT, write_folder
-from tests.door import BUNDLE, CONTEXT, END, FAILED, USAGE, Door, DoorError, array, door, library_file, onnxruntime_file
+from tests.door import BUNDLE, CONTEXT, END, USAGE, Door, DoorError, array, door, library_file, onnxruntime_file
 from tests.prompts import PROMPTS
+from tests.test_offline import OFF
 
 IDS = [(7 * i * i + i) % 317 + 3 for i in range(700)]
 POLICIES = [
@@ -296,12 +297,26 @@ def test_a_graph_of_others_is_refused(copy: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("magic", [b"vtrt", b"ftrt"])
-def test_an_engine_without_a_gpu(tmp_path: Path, magic: bytes) -> None:
-    """On a machine with one, what is told is that this library runs bundles."""
+def test_an_engine_alone_is_no_bundle(tmp_path: Path, magic: bytes) -> None:
     (tmp_path / "model.engine").write_bytes(magic + bytes(100))
-    with pytest.raises(DoorError, match=r"model\.engine is a TensorRT(-RTX)? engine; .*\nThe same model runs") as found:
+    with pytest.raises(DoorError, match=r"model\.engine is a TensorRT engine without its bundle: .*\nOpen") as found:
         Door(tmp_path / "model.engine")
-    assert found.value.code == FAILED
+    assert found.value.code == BUNDLE
+
+
+def test_bundles_without_an_engine_or_with_one_not_built(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Told before anything of NVIDIA's is asked for."""
+    with pytest.raises(DoorError, match="exported without an engine\nExport it again with --engine") as found:
+        Door(bundle, backend=b"tensorrt")
+    assert found.value.code == USAGE
+    make_bundle(tiny_model, tmp_path / "bundle", bits=4, recover="none", engine="tensorrt")
+    with pytest.raises(DoorError, match=r"model\.engine is not built yet\n.*edgellm build-engine") as found:
+        Door(tmp_path / "bundle", backend=b"tensorrt")
+    assert found.value.code == BUNDLE
+    assert Door(tmp_path / "bundle", backend=b"cpu", threads=1).generate([5], 2)
+    with pytest.raises(DoorError, match='backend "gpu" is unknown') as found:
+        Door(bundle, backend=b"gpu")
+    assert found.value.code == USAGE
 
 
 def test_the_version_is_the_packages() -> None:
@@ -323,7 +338,9 @@ def hello(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(program: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"EDGELLM_ONNXRUNTIME": str(onnxruntime_file())} | variables
+    # Without what switches telemetry off, as importing edgellm here did and a machine of continuous integration does.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(OFF)}
+    environment = clean | {"EDGELLM_ONNXRUNTIME": str(onnxruntime_file())} | variables
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, env=environment)
 
 
@@ -346,6 +363,12 @@ def test_hello_tells_what_is_wrong(hello: Path, bundle: Path, tmp_path: Path) ->
     assert lost.returncode == 1
     assert "libonnxruntime cannot be loaded" in lost.stderr
     assert "EDGELLM_ONNXRUNTIME" in lost.stderr
+
+
+def test_hello_leaves_nothing_behind(hello: Path, bundle: Path, tmp_path: Path) -> None:
+    """ONNX Runtime's telemetry would keep a device's id in the home folder."""
+    assert run(hello, bundle, "The sea", 2, HOME=str(tmp_path)).returncode == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_hello_is_short() -> None:

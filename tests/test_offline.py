@@ -16,6 +16,9 @@ from tests.conftest import ROOT
 
 SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")
 
+# What switches ONNX Runtime's telemetry off, the names of machines of continuous integration too, and moves its files.
+OFF = ("ORT_", "CI", "GITHUB_", "GITLAB_", "TF_BUILD", "JENKINS", "BUILD", "TEAMCITY", "TRAVIS", "XDG_")
+
 
 def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name not in SWITCHES}
@@ -38,6 +41,15 @@ def test_the_guard_sees_a_socket_of_python_and_of_native_code() -> None:
     if native.returncode == 98:
         pytest.skip("this system has no seccomp: only Python's own sockets are watched")
     assert native.returncode == -signal.SIGSYS
+
+
+def test_onnxruntime_keeps_nothing_about_the_device(bundle: Path, tmp_path: Path) -> None:
+    """Its telemetry begins with files in the home folder; sockets follow later than any verb here runs."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(OFF)} | {"HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.offline", "generate", str(bundle), "-p", "The sea", "-n", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=clean)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat", "eval", "cache-prompt", "bench", "inspect", "doctor"])

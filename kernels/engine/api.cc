@@ -9,21 +9,47 @@
 #include <malloc.h>
 #endif
 
+#include "kernels/engine/engine_file.h"
 #include "kernels/engine/error.h"
 #include "kernels/engine/generation.h"
+#include "kernels/engine/graph.h"
+#include "kernels/engine/tensorrt_backend.h"
 #include "kernels/engine/utf8.h"
 
 using namespace edgellm;
 
+namespace {
+
+// What edgellm_open was given: a bundle's folder, and whether its engine is to run it.
+struct Place {
+  std::string folder;
+  bool engine;
+};
+
+Place place_of(const std::string& path, const char* backend) {
+  if (const std::string folder = bundle_of_engine(path); !folder.empty()) return {folder, true};
+  const std::string named = backend ? backend : "cpu";
+  if (named != "cpu" && named != "tensorrt") throw usage_error("backend \"" + named + "\" is unknown; expected \"cpu\" or \"tensorrt\"");
+  return {path, named == "tensorrt"};
+}
+
+}  // namespace
+
 struct edgellm_session {
-  edgellm_session(const std::string& folder, const edgellm_options& options)
-      : manifest(read_manifest(folder, options.verify != 0)),
-        policy(options.kv ? KVPolicy::parse(options.kv, manifest.context) : manifest.kv),
+  edgellm_session(const Place& place, const edgellm_options& options)
+      : manifest(read_manifest(place.folder, options.verify != 0)),
+        policy(options.kv ? KVPolicy::parse(options.kv, manifest.context) : place.engine ? engines_policy(manifest) : manifest.kv),
         policy_text(policy.text()),
-        tokenizer(folder, manifest.vocabulary, manifest.tables),
-        runtime(onnxruntime(options.onnxruntime ? options.onnxruntime : "")),
-        sequence(runtime, folder, manifest, policy, options.threads),
+        tokenizer(place.folder, manifest.vocabulary, manifest.tables),
+        sequence(backend(place, options), manifest, policy),
         stops(manifest.stops.begin(), manifest.stops.end()) {}
+
+  std::unique_ptr<Backend> backend(const Place& place, const edgellm_options& options) const {
+    const CacheLayout layout = layout_of(manifest, policy);
+    if (place.engine) return tensorrt_backend(place.folder, manifest, policy, layout);
+    const OnnxRuntime& runtime = onnxruntime(options.onnxruntime ? options.onnxruntime : "");
+    return std::make_unique<Graph>(runtime, place.folder, layout, manifest.vocabulary, options.threads);
+  }
 
   std::vector<int32_t> prompt_of(std::string_view text, bool begin) const {
     std::vector<int32_t> ids = tokenizer.encode(text);
@@ -55,7 +81,6 @@ struct edgellm_session {
   KVPolicy policy;
   std::string policy_text;
   Tokenizer tokenizer;
-  const OnnxRuntime& runtime;
   Sequence sequence;
   std::set<int32_t> stops;
   Choice choice;
@@ -119,7 +144,7 @@ edgellm_status edgellm_open(const char* bundle, const edgellm_options* given, ed
   return guard([&] {
     const edgellm_options options = given ? read_sized(given) : edgellm_options{};
     if (options.threads < 0 || options.threads > 1024) throw usage_error(std::to_string(options.threads) + " threads; expected 1 to 1024, or 0");
-    auto opened = std::make_unique<edgellm_session>(bundle, options);
+    auto opened = std::make_unique<edgellm_session>(place_of(bundle, options.backend), options);
 #ifdef __GLIBC__
     malloc_trim(0);  // reading the graph and the tokenizer leaves megabytes behind
 #endif
@@ -132,7 +157,7 @@ void edgellm_close(edgellm_session* session) { delete session; }
 edgellm_status edgellm_describe(const edgellm_session* s, edgellm_facts* facts) {
   return with(s, facts, [&] {
     const Manifest& m = s->manifest;
-    *facts = {m.name.c_str(), m.architecture.c_str(), s->policy_text.c_str(), s->runtime.path.c_str(), int32_t(m.vocabulary),
+    *facts = {m.name.c_str(), m.architecture.c_str(), s->policy_text.c_str(), s->sequence.library().c_str(), int32_t(m.vocabulary),
               int32_t(m.context), int32_t(s->sequence.limit()), int32_t(m.bos), int32_t(m.eos), s->sequence.kv_bytes()};
   });
 }

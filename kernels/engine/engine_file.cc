@@ -3,57 +3,66 @@
 #include <cstdio>
 #include <memory>
 
-#include <dlfcn.h>
+#include <sys/stat.h>
 
 #include "kernels/engine/error.h"
+#include "kernels/engine/manifest.h"
+#include "kernels/engine/mapped_file.h"
 
 namespace edgellm {
 namespace {
 
-// First bytes of an engine: "vtrt" is what TensorRT-RTX 1.7 writes (seen), "ftrt" TensorRT's own (reported, not tried).
-enum class Kind { kNone, kRtx, kTensorRT };
+constexpr size_t kHeader = 32;  // bytes, as runtime/engine_file.py found them
 
-Kind kind_of(const std::string& path) {
-  char magic[5] = {};
+// The first bytes of a file; fewer where it is shorter, none where it cannot be read.
+std::string beginning(const std::string& path) {
+  char bytes[kHeader];
   const std::unique_ptr<FILE, int (*)(FILE*)> file(std::fopen(path.c_str(), "rb"), [](FILE* f) { return f ? std::fclose(f) : 0; });
-  if (!file || std::fread(magic, 1, 4, file.get()) != 4) return Kind::kNone;
-  const std::string found = magic;
-  return found == "vtrt" ? Kind::kRtx : found == "ftrt" ? Kind::kTensorRT : Kind::kNone;
+  return file ? std::string(bytes, std::fread(bytes, 1, sizeof bytes, file.get())) : "";
 }
 
-void* load(std::initializer_list<const char*> names) {
-  for (const char* name : names)
-    if (void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL)) return library;
-  return nullptr;
+// As --engine has it; "" for what is no engine.
+std::string kind_of(std::string_view bytes) {
+  const std::string_view magic = bytes.substr(0, 4);
+  return magic == "vtrt" ? "tensorrt-rtx" : magic == "ftrt" ? "tensorrt" : "";
 }
 
-// Devices that the CUDA driver has; -1 without a driver.
-int gpus() {
-  void* driver = load({"libcuda.so.1"});
-  if (!driver) return -1;
-  const auto init = reinterpret_cast<int (*)(unsigned)>(dlsym(driver, "cuInit"));
-  const auto count = reinterpret_cast<int (*)(int*)>(dlsym(driver, "cuDeviceGetCount"));
-  int found = 0;
-  return init && count && init(0) == 0 && count(&found) == 0 ? found : 0;
+uint64_t little_endian(std::string_view bytes, size_t at) {
+  uint64_t value = 0;
+  for (size_t i = 8; i-- > 0;) value = value << 8 | uint8_t(bytes[at + i]);
+  return value;
 }
+
+bool exists(const std::string& path, struct stat& facts) { return stat(path.c_str(), &facts) == 0; }
 
 }  // namespace
 
-void check_engine_file(const std::string& path) {
-  const Kind kind = kind_of(path);
-  if (kind == Kind::kNone) return;
-  const std::string what = path + " is a TensorRT" + (kind == Kind::kRtx ? "-RTX" : "") + " engine; ";
-  const char* cpu = "The same model runs on the CPU from its bundle's folder: edgellm_open(FOLDER, …).";
-  if (const int count = gpus(); count < 1)
-    throw Error(EDGELLM_FAILED, what + (count < 0 ? "there is no NVIDIA driver here (libcuda.so.1)" : "the NVIDIA driver finds no GPU"), cpu);
-  const bool there = kind == Kind::kRtx ? load({"libtensorrt_rtx.so.1", "libtensorrt_rtx.so"}) : load({"libnvinfer.so.10", "libnvinfer.so"});
-  if (!there) {
-    const char* missing = kind == Kind::kRtx ? "libtensorrt_rtx.so.1 cannot be loaded" : "libnvinfer.so.10 cannot be loaded";
-    throw Error(EDGELLM_FAILED, what + missing, kind == Kind::kRtx
-        ? "Install TensorRT-RTX (pip install tensorrt-rtx-cu13) and add its folder to LD_LIBRARY_PATH."
-        : "Install TensorRT; on a Jetson it comes with JetPack.");
-  }
-  throw Error(EDGELLM_FAILED, what + "this version of the C++ library runs bundles on the CPU only", cpu);
+EngineHeader read_header(const std::string& folder, const std::string& again) {
+  const std::string name = kEngine;
+  const MappedFile file(folder, name);
+  const std::string_view bytes = file.bytes();
+  const std::string kind = kind_of(bytes);
+  if (bytes.size() < kHeader || kind.empty()) throw bundle_error(name + " is no TensorRT engine: its first bytes are another file's", again);
+  if (kind == "tensorrt") return {kind, ""};
+  const uint64_t has = bytes.size(), says = little_endian(bytes, 16);
+  if (says != has)
+    throw bundle_error(name + " is " + (has < says ? "truncated" : "damaged") + ": " + std::to_string(has) + " bytes, its header says " +
+                           std::to_string(says),
+                       again);
+  std::string version;
+  for (size_t i = 24; i < 28; ++i) version += (i > 24 ? "." : "") + std::to_string(uint8_t(bytes[i]));
+  return {kind, version};
+}
+
+std::string bundle_of_engine(const std::string& path) {
+  struct stat facts {};
+  if (!exists(path, facts) || !S_ISREG(facts.st_mode) || kind_of(beginning(path)).empty()) return "";
+  const size_t slash = path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash ? slash : 1);
+  if (path.substr(slash + 1) != kEngine || !exists(folder + "/" + kManifest, facts))
+    throw bundle_error(path + " is a TensorRT engine without its bundle: it has neither tokenizer nor embedding",
+                       std::string("Open the folder that edgellm export wrote, with the engine in it as ") + kEngine + ".");
+  return folder;
 }
 
 }  // namespace edgellm

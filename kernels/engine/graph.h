@@ -4,22 +4,20 @@
 #include <string>
 #include <vector>
 
-#include "kernels/engine/cache_memory.h"
+#include "kernels/engine/backend.h"
 #include "kernels/engine/onnxruntime.h"
 
 namespace edgellm {
 
-class Graph {
+class Graph : public Backend {
  public:
   // threads: 0 takes the physical cores. Throws Error.
   Graph(const OnnxRuntime& runtime, const std::string& folder, const CacheLayout& layout, int64_t vocabulary, int threads);
 
-  // Runs ids [T] from position `first` on; float32 [vocabulary] of the last one, until the next run. control as
-  // Cursor::control writes it. Throws Error (EDGELLM_BUNDLE).
-  const float* run(const int32_t* ids, int64_t count, int64_t first, const std::vector<int64_t>& control);
-  // Changes the buffers to another layout's; as many first slots as both have keep their content. Throws Error.
-  void resize(const CacheLayout& layout);
-  size_t kv_bytes() const { return cache_.bytes(); }
+  const float* run(const int32_t* ids, int64_t count, int64_t first, const std::vector<int64_t>& control) override;
+  void resize(const CacheLayout& layout) override;
+  size_t kv_bytes() const override { return cache_.bytes(); }
+  const std::string& library() const override { return runtime_.path; }
 
  private:
   void open(const std::string& folder, const std::vector<Buffer>& buffers, int threads);

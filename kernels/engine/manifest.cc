@@ -5,7 +5,6 @@
 
 #include <sys/stat.h>
 
-#include "kernels/engine/engine_file.h"
 #include "kernels/engine/error.h"
 #include "kernels/engine/json.h"
 #include "kernels/engine/mapped_file.h"
@@ -26,7 +25,6 @@ void check_place(const std::string& folder) {
     throw bundle_error("no bundle at " + folder + ": the folder does not exist",
                        "Check the path, or make one: edgellm export SOURCE " + folder);
   if (!S_ISDIR(facts.st_mode)) {
-    check_engine_file(folder);
     throw bundle_error(folder + " is a file; a bundle is a folder", "Export it first: edgellm export " + folder + " OUT");
   }
   const size_t last = folder.find_last_not_of('/') + 1;
@@ -112,6 +110,7 @@ Manifest manifest_of(const Json& data) {
       throw JsonError("\"kv.bits\" is " + std::to_string(bits->integer()) + "; this edgellm runs 16 and 8");
     m.kv_int8 = bits->integer() == 8;
   }
+  m.engine = engine_facts(data);
   m.tables = data["files"].find(kTables) != nullptr;
   return m;
 }

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/engine/engine_facts.h"
 #include "kernels/engine/kv_policy.h"
 
 namespace edgellm {
@@ -21,6 +22,7 @@ struct Manifest {
   std::vector<int64_t> stops;
   KVPolicy kv;
   bool kv_int8 = false;  // keys and values in the graph, else float16
+  std::optional<EngineFacts> engine;
   bool tables = false;  // whether the bundle lists tokenizer.tables
 };
 

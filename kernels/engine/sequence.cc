@@ -9,10 +9,6 @@ namespace {
 
 constexpr int64_t kChunk = 256;  // tokens a prefill run, as runtime/loading.py has it: other sums would round otherwise
 
-CacheLayout layout_of(const Manifest& m, const KVPolicy& policy) {
-  return {std::min(kChunk, m.context), m.kv_heads, m.head_dim, policy.planes(), policy.layer_budgets(m.layers), m.kv_int8};
-}
-
 std::vector<int64_t> larger(std::vector<int64_t> a, const std::vector<int64_t>& b) {
   for (size_t i = 0; i < a.size(); ++i) a[i] = std::max(a[i], b[i]);
   return a;
@@ -20,9 +16,13 @@ std::vector<int64_t> larger(std::vector<int64_t> a, const std::vector<int64_t>& 
 
 }  // namespace
 
-Sequence::Sequence(const OnnxRuntime& runtime, const std::string& folder, const Manifest& m, const KVPolicy& policy, int threads)
+CacheLayout layout_of(const Manifest& m, const KVPolicy& policy) {
+  return {std::min(kChunk, m.context), m.kv_heads, m.head_dim, policy.planes(), policy.layer_budgets(m.layers), m.kv_int8};
+}
+
+Sequence::Sequence(std::unique_ptr<Backend> backend, const Manifest& m, const KVPolicy& policy)
     : policy_(policy), context_(m.context), vocabulary_(m.vocabulary), usual_(layout_of(m, policy)), layout_(usual_),
-      cursor_(policy, m.layers), graph_(runtime, folder, layout_, m.vocabulary, threads) {}
+      cursor_(policy, m.layers), backend_(std::move(backend)) {}
 
 void Sequence::check(const int32_t* ids, size_t count, int64_t before) const {
   if (!count) throw usage_error("the prompt is empty, and the model has no beginning-of-sequence token to start from");
@@ -60,7 +60,7 @@ const float* Sequence::step(int32_t id) {
 const float* Sequence::run(const int32_t* ids, int64_t count) {
   try {
     cursor_.control(count, control_);
-    const float* logits = graph_.run(ids, count, cursor_.fed, control_);
+    const float* logits = backend_->run(ids, count, cursor_.fed, control_);
     cursor_.advance(count);
     if (!(layout_ == usual_)) fit(cursor_.budgets);  // a prompt's room is given back once its tokens were pruned
     tokens_.insert(tokens_.end(), ids, ids + count);
@@ -85,7 +85,7 @@ void Sequence::fit(const std::vector<int64_t>& budgets) {
   CacheLayout needed = layout_;
   needed.budgets = larger(budgets, cursor_.places);  // the last run's tokens lie there
   if (needed == layout_) return;
-  graph_.resize(needed);
+  backend_->resize(needed);
   layout_ = needed;
 }
 

@@ -1,17 +1,20 @@
 // One sequence of a bundle's model: its tokens, its KV cache, and the logits behind it (runtime/session.py, kv_cache.py).
 #pragma once
-#include <string>
+#include <memory>
 #include <vector>
 
+#include "kernels/engine/backend.h"
 #include "kernels/engine/cursor.h"
-#include "kernels/engine/graph.h"
 #include "kernels/engine/manifest.h"
 
 namespace edgellm {
 
+// The cache that a sequence wants of its backend.
+CacheLayout layout_of(const Manifest& manifest, const KVPolicy& policy);
+
 class Sequence {
  public:
-  Sequence(const OnnxRuntime& runtime, const std::string& folder, const Manifest& manifest, const KVPolicy& policy, int threads);
+  Sequence(std::unique_ptr<Backend> backend, const Manifest& manifest, const KVPolicy& policy);
 
   // Tokens of prompt and continuation: the context, or less where a full cache has a smaller budget.
   int64_t limit() const { return policy_.name == "full" ? policy_.budget : context_; }
@@ -29,7 +32,8 @@ class Sequence {
   int64_t vocabulary() const { return vocabulary_; }
   int64_t reused() const { return reused_; }
   int64_t evicted() const { return cursor_.evicted(); }
-  size_t kv_bytes() const { return graph_.kv_bytes(); }
+  size_t kv_bytes() const { return backend_->kv_bytes(); }
+  const std::string& library() const { return backend_->library(); }
 
  private:
   const float* run(const int32_t* ids, int64_t count);
@@ -40,7 +44,7 @@ class Sequence {
   int64_t context_, vocabulary_;
   CacheLayout usual_, layout_;
   Cursor cursor_;
-  Graph graph_;
+  std::unique_ptr<Backend> backend_;
   std::vector<int32_t> tokens_;
   std::vector<int64_t> control_;
   int64_t reused_ = 0;

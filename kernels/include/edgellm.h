@@ -1,6 +1,6 @@
 /* edgellm's C API: a bundle (what `edgellm export` writes) generates text in any program, without Python.
  *
- * Link libedgellm.so; ONNX Runtime's libonnxruntime is loaded by edgellm_open. docs/cpp.md shows how to build.
+ * Link libedgellm.so; ONNX Runtime's libonnxruntime, or TensorRT, is loaded by edgellm_open. docs/cpp.md shows how to build.
  *
  * Ownership. A session is made by edgellm_open and freed by edgellm_close; nothing else needs freeing. Pointers that a
  * function gives back (texts, logits) belong to the session and hold until the next call with it, if not said otherwise.
@@ -48,11 +48,15 @@ typedef struct {
   int32_t threads;         /* 0: the physical cores this process may use */
   int32_t verify;          /* 1: hash the weights too, which reads all of them */
   const char* onnxruntime; /* path of libonnxruntime.so; null: see edgellm_open */
+  const char* backend;     /* "cpu" (null is too), or "tensorrt": the bundle's engine, on a GPU. As --backend */
 } edgellm_options;
 
-/* Opens a bundle's folder. options may be null. libonnxruntime (1.23 or newer) is options->onnxruntime, else the variable
+/* Opens a bundle's folder, or its model.engine: the folder with the backend "tensorrt". options may be null. libonnxruntime (1.23 or newer) is options->onnxruntime, else the variable
  * EDGELLM_ONNXRUNTIME, else beside libedgellm.so, else in the Python package onnxruntime beside edgellm's, else where the
- * system's loader finds it. A process loads it once: later sessions use the first one's. */
+ * system's loader finds it. A process loads it once: later sessions use the first one's.
+ * An engine wants libedgellm_runner.so beside libedgellm.so, and TensorRT's libnvinfer.so.10 or libtensorrt_rtx.so.1: the
+ * variable EDGELLM_TENSORRT, else the same places. docs/tensorrt.md; no engine has run on a GPU yet. `threads` and
+ * `onnxruntime` mean nothing to it, and `kv` is then by default a full cache of the engine's size. */
 EDGELLM_API edgellm_status edgellm_open(const char* bundle, const edgellm_options* options, edgellm_session** session);
 
 /* Frees a session and its memory; null is fine. */
@@ -63,7 +67,7 @@ typedef struct {
   const char* name;         /* the model's; until edgellm_close, as the others here */
   const char* architecture; /* "llama", … */
   const char* kv;           /* the policy in use, as --kv has it */
-  const char* onnxruntime;  /* the file that was loaded */
+  const char* onnxruntime;  /* the library's file that was loaded: ONNX Runtime's, or TensorRT's */
   int32_t vocabulary;       /* ids there are: the length of a row of logits */
   int32_t context;          /* tokens the model was trained for */
   int32_t limit;            /* most tokens of prompt and continuation: the context, or less for a smaller full cache */
