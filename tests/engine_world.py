@@ -31,7 +31,7 @@ from tests.conftest import ROOT
 
 HEADERS = ROOT / "build" / "tensorrt" / "include"
 VERSION = "10.14.1.48"  # of the headers; the fake calls itself so
-FLOAT, HALF, INT8, INT32, INT64 = 0, 1, 2, 3, 8  # nvinfer1::DataType
+FLOAT, HALF, INT32, INT64 = 0, 1, 3, 8  # nvinfer1::DataType
 TOKENS = 48  # the most of one run
 
 
@@ -109,7 +109,7 @@ def ends(bundle: Path, facts: EngineFacts) -> list[tuple[str, str, int, list[int
     narrow = [model.kv_heads, facts.capacity]
     if facts.operators == "plugins":
         found += [("input", "control", INT64, [model.layers, 13])]
-        found += [("input", f"tiles.{name}", INT8, [formats[name].nbytes]) for name in facts.offsets]
+        found += [("input", f"tiles.{name}", INT32, [formats[name].nbytes // 4]) for name in facts.offsets]
         caches = {"key": (HALF, [*narrow, model.head_dim]), "value": (HALF, [*narrow, model.head_dim])}
         caches |= {"position": (INT32, narrow), "score": (FLOAT, [*narrow, facts.planes])}
     else:

@@ -10,6 +10,9 @@ namespace edgellm {
 namespace {
 
 constexpr const char* kTiles = "tiles.";
+constexpr int kWord = 4;  // bytes: an engine takes packed weights as int32
+
+int64_t words(const Placed& placed) { return int64_t(placed.format.nbytes()) / kWord; }
 
 // The matrices that it multiplies by: the embedding only where it is the head too.
 std::map<std::string, Placed> fed(const EngineFacts& engine) {
@@ -24,7 +27,7 @@ std::vector<End> ends_of(const Manifest& m) {
   const int64_t hidden = e.matrices.at("embedding").format.k_in;
   std::vector<End> ends{{"embedded", {e.tokens, hidden}, 4}, {"positions", {e.tokens}, 8}, {"rows", {1}, 8}, {"control", {m.layers, kControl}, 8}};
   ends.push_back({"logits", {1, m.vocabulary}, 4});
-  for (const auto& [name, placed] : fed(e)) ends.push_back({kTiles + name, {int64_t(placed.format.nbytes())}, 1});
+  for (const auto& [name, placed] : fed(e)) ends.push_back({kTiles + name, {words(placed)}, kWord});
   for (int64_t layer = 0; layer < m.layers; ++layer) {
     const std::string of = std::to_string(layer);
     for (const char* kind : {"key.", "value."}) ends.push_back({kind + of, {m.kv_heads, e.capacity, m.head_dim}, 2, true});
@@ -43,7 +46,7 @@ PluginBackend::PluginBackend(const TensorRt& library, const std::string& folder,
   resize(layout);
   const MappedFile weights(folder, kWeights);
   for (const auto& [name, placed] : fed(*manifest.engine))
-    runner_.feed(kTiles + name, weights.bytes().data() + placed.offset, int64_t(placed.format.nbytes()));
+    runner_.feed(kTiles + name, weights.bytes().data() + placed.offset, words(placed));
   runner_.wait();
 }
 

@@ -51,9 +51,10 @@ typedef struct {
   const char* backend;     /* "cpu" (null is too), or "tensorrt": the bundle's engine, on a GPU. As --backend */
 } edgellm_options;
 
-/* Opens a bundle's folder, or its model.engine: the folder with the backend "tensorrt". options may be null. libonnxruntime (1.23 or newer) is options->onnxruntime, else the variable
- * EDGELLM_ONNXRUNTIME, else beside libedgellm.so, else in the Python package onnxruntime beside edgellm's, else where the
- * system's loader finds it. A process loads it once: later sessions use the first one's.
+/* Opens a bundle's folder, or its model.engine: the folder with the backend "tensorrt". options may be null.
+ * libonnxruntime (1.23 or newer) is options->onnxruntime, else the variable EDGELLM_ONNXRUNTIME, else beside
+ * libedgellm.so, else in the Python package onnxruntime beside edgellm's, else where the system's loader finds it. A
+ * process loads it once: later sessions use the first one's.
  * An engine wants libedgellm_runner.so beside libedgellm.so, and TensorRT's libnvinfer.so.10 or libtensorrt_rtx.so.1: the
  * variable EDGELLM_TENSORRT, else the same places. docs/tensorrt.md; no engine has run on a GPU yet. `threads` and
  * `onnxruntime` mean nothing to it, and `kv` is then by default a full cache of the engine's size. */

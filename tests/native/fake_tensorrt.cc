@@ -108,7 +108,7 @@ struct Context : IExecutionContext, ContextStubs, Counted {
       base = at<int64_t>("control")[2];  // staged
       for (int64_t i = 0; i < shapes["control"].d[0] * shapes["control"].d[1]; ++i) mix += at<int64_t>("control")[i] * (i + 1);
       for (const auto& [name, end] : plan.ends)
-        for (int64_t i = 0; name.rfind("tiles.", 0) == 0 && i < end.shape.d[0]; ++i) mix += at<uint8_t>(name)[i];
+        for (int64_t i = 0; name.rfind("tiles.", 0) == 0 && i < 4 * end.shape.d[0]; ++i) mix += at<uint8_t>(name)[i];
     } else {
       base = *at<int64_t>("start");
     }
