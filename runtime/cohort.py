@@ -15,12 +15,13 @@ import numpy as np
 from edgellm.runtime.adapter import Adapter, Facts, Tensors
 from edgellm.runtime.carrier import Carrier, Start
 from edgellm.runtime.errors import EdgellmError, UsageError
-from edgellm.runtime.gate import begin_answer, nll
+from edgellm.runtime.gate import begin_answer
 from edgellm.runtime.gradient import Gradient
 from edgellm.runtime.learning import Limits, acceptable
 from edgellm.runtime.objective import Balance, Example, Losses, Weights, selection
 from edgellm.runtime.optimizer import Adam
 from edgellm.runtime.question import Question, beginning
+from edgellm.runtime.reading import read
 from edgellm.runtime.session import Session
 
 REFERENCES, OBJECTIVES = ("static", "dynamic"), ("sytta", "tlm", "entropy")
@@ -135,20 +136,16 @@ class Learner:
 
     def _example(self, question: Question) -> tuple[Gradient, Example, float]:
         """The gradient, the example, and IDA's coefficient: base model's logits at the first answer tokens."""
-        session, settings = self._session, self._settings
-        scale = 0.0 if settings.objective == "entropy" else selection(nll(session, question))
-        if settings.reference == "dynamic" and self.steps:
-            session.use(self.adapter())
-            answer = begin_answer(session, question, settings.tokens).ids
+        session, settings, before = self._session, self._settings, len(self._start.tokens)
+        adapted = settings.reference == "dynamic" and self.steps
+        session.use(self.adapter() if adapted else None)
+        answer = begin_answer(session, question, settings.tokens).ids
+        if adapted:
             session.use(None)
-            rows = session.extend(question.ids)[None]
-            rest = answer[:-1]
-            reference = np.concatenate([rows, *session.chunks(rest)]) if rest else rows
-        else:
-            watch = begin_answer(session, question, settings.tokens)
-            answer, reference = watch.ids, np.stack(watch.rows)
-        example = Example.of(question, answer, reference, len(self._start.tokens))
-        return self._carrier.gradient(session, question, example), example, scale
+        reading = read(session, question, answer, before)
+        example = Example.of(question, answer, reading.answer, before)
+        scale = 0.0 if settings.objective == "entropy" else selection(reading.losses(example).ida)
+        return self._carrier.gradient(example, reading.prompt), example, scale
 
 
 def first_tokens(session: Session, questions: Sequence[Question], most: int) -> list[int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from edgellm.runtime.adapter import Tensors
 from edgellm.runtime.gradient import Gradient
@@ -33,23 +35,15 @@ class Limits:
 class Settings(Limits):
     """How one question is learned from. steps: the most of Adam. rate: its own, ours too."""
 
-    steps: int = 2
+    steps: int = 1
     rate: float = 0.003
 
 
-@dataclass
-class Descent:
-    """What the steps did: losses before each and after the last; the best tensors that were accepted, if any, after
-    `accepted` steps."""
+class Descent(NamedTuple):
+    """Where the steps led (the start itself, where the first one strayed), and how many were taken."""
 
-    trace: list[Losses] = field(default_factory=list)
-    tensors: Tensors | None = None
-    accepted: int = 0
-
-    @property
-    def steps(self) -> int:
-        """How many were taken."""
-        return max(0, len(self.trace) - 1)
+    tensors: Tensors
+    steps: int
 
 
 def acceptable(after: Losses, before: Losses, tokens: int, most_kl: float) -> bool:
@@ -61,26 +55,19 @@ def acceptable(after: Losses, before: Losses, tokens: int, most_kl: float) -> bo
     return near and after.ida <= before.ida + SLACK and after.entropy <= before.entropy
 
 
-def descend(gradient: Gradient, example: Example, start: Tensors, settings: Settings, least_nll: float) -> Descent:
-    """Take up to `steps` steps; none where the question surprises the model by no more than `least_nll` nats a token.
+def descend(gradient: Gradient, example: Example, start: Tensors, settings: Settings) -> Descent:
+    """Take up to `steps` steps. Where one made the loss rise or the model stray, the place before it is the last.
 
-    It stops where the loss rises or the model strays, and keeps the last values that are acceptable.
+    What the last step did is not known yet: the runtime's own reading tells it for less (reading.py).
     """
-    adam, balance, found = Adam(start, settings.radius), Balance(settings.kl_weight), Descent()
+    adam, balance = Adam(start, settings.radius), Balance(settings.kl_weight)
     tokens, judged = len(example.answer_rows), Weights(kl=settings.kl_weight)
-    for step in range(settings.steps + 1):
-        if step < settings.steps:
-            losses, slope = gradient.step(example, adam.tensors, balance.weights)
-        else:
-            losses, slope = gradient.losses(example, adam.tensors), {}
-        found.trace.append(losses)
-        if step == 0 and losses.ida <= least_nll:
-            break
-        if step and acceptable(losses, found.trace[0], tokens, settings.most_kl):
-            found.tensors, found.accepted = adam.tensors, step
-        elif step and (judged.of(losses) > judged.of(found.trace[-2]) or losses.kl > settings.most_kl * tokens):
-            break
-        if slope:
-            balance.note(losses)
-            adam.step(slope, settings.rate)
-    return found
+    before, least = start, math.inf
+    for step in range(settings.steps):
+        losses, slope = gradient.step(example, adam.tensors, balance.weights)
+        if step and (judged.of(losses) > least or losses.kl > settings.most_kl * tokens):
+            return Descent(before, step)
+        before, least = adam.tensors if step else start, judged.of(losses)
+        balance.note(losses)
+        adam.step(slope, settings.rate)
+    return Descent(adam.tensors, settings.steps)
