@@ -400,6 +400,32 @@ def test_verbs(bundle: Path, tmp_path: Path) -> None:
     assert (code, told.splitlines()[0]) == (2, "error: --prompt-cache with an adapter: a cache is of the model alone")
 
 
+def test_a_folders_adapters_are_listed(bundle: Path, session: Session, question: Question, tmp_path: Path) -> None:
+    adapter = shifted(session, question)
+    mine = replace(adapter.facts, learned={"mode": "cohort", "objective": "tlm", "questions": 9})
+    save_adapter(tmp_path / "farm.adapter", replace(adapter, facts=mine))
+    save_adapter(tmp_path / "other.adapter", replace(adapter, facts=replace(mine, model="0" * 64)))
+    (tmp_path / "torn.adapter").write_bytes((tmp_path / "farm.adapter").read_bytes()[:-9])
+    (tmp_path / "notes.txt").write_text("no adapter")
+    code, told, _ = command("adapters", bundle, tmp_path, "--json")
+    farm, other, torn = json.loads(told)["adapters"]
+    assert (code, [each["file"] for each in (other, torn)]) == (0, ["other.adapter", "torn.adapter"])
+    size = (tmp_path / "farm.adapter").stat().st_size
+    assert {key: farm[key] for key in ("carrier", "questions", "objective", "bytes", "fits", "why_not")} == {
+        "carrier": "prefix", "questions": 9, "objective": "tlm", "bytes": size, "fits": True, "why_not": None
+    }  # fmt: skip
+    assert (other["fits"], other["carrier"]) == (False, "prefix")
+    assert "made with another model" in other["why_not"]
+    assert (torn["fits"], torn["carrier"]) == (False, None)
+    code, told, _ = command("adapters", bundle, tmp_path)
+    assert code == 0
+    assert "cohort, tlm" in told
+    (tmp_path / "empty").mkdir()
+    assert "has no *.adapter files" in command("adapters", bundle, tmp_path / "empty")[1]
+    code, _, told = command("adapters", bundle, tmp_path / "none")
+    assert (code, "is no folder" in told) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
