@@ -33,12 +33,13 @@ CELLS: dict[str, dict[str, Any]] = {
     "base": {},
     "tlm": {"objective": "tlm", "check": 0.0},
     "entropy": {"objective": "entropy", "check": 0.0},
-    "sytta static": {"check": 0.0},
-    "sytta dynamic": {"reference": "dynamic", "check": 0.0},
-    "sytta static, judged": {},
+    "tlm, judged": {"objective": "tlm"},
+    "sytta static": {"objective": "sytta", "check": 0.0},
+    "sytta dynamic": {"objective": "sytta", "reference": "dynamic", "check": 0.0},
+    "sytta static, judged": {"objective": "sytta"},
     "entropy, k 16": {"objective": "entropy", "tokens": 16, "check": 0.0},
-    "sytta static, k 16": {"tokens": 16, "check": 0.0},
-    "sytta dynamic, k 16": {"reference": "dynamic", "tokens": 16, "check": 0.0},
+    "sytta static, k 16": {"objective": "sytta", "tokens": 16, "check": 0.0},
+    "sytta dynamic, k 16": {"objective": "sytta", "reference": "dynamic", "tokens": 16, "check": 0.0},
 }
 MEASURES = ("rougeLsum", "rouge1", "rougeL", "f1", "nll", "words")
 

@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from edgellm.runtime.adaptive import AdaptiveGeneration
 from edgellm.runtime.carrier import Carrier, carrier_of
 from edgellm.runtime.generation import Result
 from edgellm.runtime.learning import Settings
+from edgellm.runtime.objective import OBJECTIVES
 from edgellm.runtime.question import Question, asked
 from edgellm.runtime.schema import Gate
 from edgellm.runtime.session import Session
@@ -57,7 +59,7 @@ def scored(session: Session, question: Question, result: Result, reference: str)
 def adapted(session: Session, question: Question, carrier: Carrier, args: argparse.Namespace, gate: Gate | None,
             reference: str) -> dict[str, Any]:  # fmt: skip
     """An answer in mode "query": its score, its CPU seconds and what AdaptiveGeneration reports."""
-    settings = Settings(steps=args.steps, rate=args.rate)
+    settings = Settings(objective=args.objective, steps=args.steps, rate=args.rate)
     run = AdaptiveGeneration(session, question, carrier, args.new_tokens, settings=settings, gate=gate)
     used = []
 
@@ -118,21 +120,28 @@ def overhead(rows: list[dict[str, Any]], seed: int = 0) -> tuple[float, float, f
     return float(total[0] / total[1] - 1), float(low), float(high)
 
 
+def regated(row: dict[str, Any], doubt: float, surprise: float) -> dict[str, Any]:
+    """A row as another gate would have made it; reading a question that is doubtful but familiar is not counted."""
+    always = row["always"]
+    if always["adapt"]["entropy"] > doubt and always["adapt"]["nll"] > surprise:
+        return row | {"gated": always}
+    return row | {"gated": row["base"] | {"adapt": always["adapt"] | {"gated": False, "accepted": False}}}
+
+
 def table(groups: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown: by group what the gate did and cost; then gains of what it picked, against chance."""
     everything = [row for rows in groups.values() for row in rows]
-    lines = [
-        "| questions | | doubt | surprise | gated | believed | overhead | Lsum: always - base | nll: always - base |"
-    ]
-    lines += ["|---" * 9 + "|"]
+    lines = ["| questions | | doubt | surprise | gated | believed | overhead |"]
+    lines[0] += "".join(f" {key}: {which} - base |" for which in ("gated", "always") for key in GAINS)
+    lines += ["|---" * 11 + "|"]
     for group, rows in {**groups, "all": everything}.items():
         means = [np.mean([row["always"]["adapt"][key] for row in rows]) for key in ("entropy", "nll")]
         rates = [np.mean([row["gated"]["adapt"][key] for row in rows]) for key in ("gated", "accepted")]
         costs = overhead(rows)
         cells = [group, str(len(rows)), *(f"{mean:.2f}" for mean in means), *(f"{rate:.0%}" for rate in rates)]
         cells.append(f"{costs[0]:+.1%} ({costs[1]:+.1%} to {costs[2]:+.1%})")
-        for key in GAINS:
-            apart = np.array([row["always"][key] - row["base"][key] for row in rows])
+        for which, key in product(("gated", "always"), GAINS):
+            apart = np.array([row[which][key] - row["base"][key] for row in rows])
             low, high = interval(apart)
             cells.append(f"{apart.mean():+.3f} ({low:+.3f} to {high:+.3f})")
         lines.append("| " + " | ".join(cells) + " |")
@@ -151,10 +160,14 @@ def main() -> None:
     parser.add_argument("--shifted", type=Path, nargs="*", default=[])
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--table", type=Path, help="print a finished file")
+    parser.add_argument(
+        "--gate", type=float, nargs=2, metavar=("DOUBT", "SURPRISE"), help="with --table: had it been so"
+    )
     parser.add_argument("--carrier", default="prefix")
     parser.add_argument("--size", type=int, default=30, help="questions of each group")
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--rate", type=float, default=Settings.rate)
+    parser.add_argument("--objective", choices=OBJECTIVES, default=Settings.objective)
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -163,6 +176,8 @@ def main() -> None:
     if not args.table:
         run(args, results)
     for carrier, groups in results.items():
+        if args.gate:
+            groups = {name: [regated(row, *args.gate) for row in rows] for name, rows in groups.items()}
         print(f"\n{carrier}\n\n{table(groups)}")
 
 
