@@ -15,9 +15,10 @@ from edgellm.export.architectures import Architecture
 from edgellm.runtime import load, manifest
 from edgellm.runtime.gate import calibrate
 from edgellm.runtime.question import Question, asked
+from edgellm.runtime.sampling import Sampling
 from edgellm.runtime.session import Session
 
-QUESTIONS, WORDS = 48, 24  # pieces of text, and tokens each: about as long as a question
+QUESTIONS, WORDS = 48, 24  # and tokens each, at most: about as long as a question
 CHAT_ROOM = 8  # a context is at least so many times a question, or there is no room for a template
 
 
@@ -28,18 +29,26 @@ def adapt_facts(
     text: Tensor,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
-    """The manifest's "adapt". text: int64 [N, L], pieces of which are asked as questions."""
+    """The manifest's "adapt". text: int64 [N, L], pieces of which stand for questions where there is no chat."""
     session = load(folder, kv="full", threads=torch.get_num_threads(), manifest=manifest.parse(facts))
-    flat = text.flatten()
-    starts = sorted(set(torch.linspace(0, max(0, flat.numel() - WORDS), QUESTIONS).long().tolist()))
-    pieces = [flat[start : start + WORDS].tolist() for start in starts]
     chat = session.manifest.has_chat_template and arch.context >= CHAT_ROOM * WORDS
-    questions = [_question(session, piece, chat) for piece in pieces]
-    gate = calibrate(session, questions, partial(progress, "gate"), chat)
+    own = own_questions(session) if chat else []
+    gate = calibrate(session, own or _pieces(text), partial(progress, "gate"), bool(own))
     return {"softcap": arch.final_softcap, "gate": asdict(gate)}
 
 
-def _question(session: Session, piece: list[int], chat: bool) -> Question:
-    if chat:
-        return asked(session, session.decode(piece).strip())
-    return Question(piece, range(1, len(piece)))
+def own_questions(session: Session) -> list[Question]:
+    """What the model expects to be asked: what it says itself where the user's turn begins (Magpie, arXiv 2406.08464).
+
+    Pieces of a text that are asked as if they were questions leave a model in far more doubt than questions do.
+    """
+    empty = asked(session, "A")
+    head = empty.ids[: empty.scored.start]
+    drawn = [session.generate(head, WORDS, Sampling(1.0, seed=seed)).text.strip() for seed in range(QUESTIONS)]
+    return [asked(session, text) for text in drawn if text]
+
+
+def _pieces(text: Tensor) -> list[Question]:
+    flat = text.flatten()
+    starts = sorted(set(torch.linspace(0, max(0, flat.numel() - WORDS), QUESTIONS).long().tolist()))
+    return [Question(flat[start : start + WORDS].tolist(), range(1, min(WORDS, flat.numel()))) for start in starts]

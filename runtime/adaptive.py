@@ -10,17 +10,16 @@ from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
-import numpy as np
-
 from edgellm.runtime.adapter import Adapter, Facts
 from edgellm.runtime.carrier import Carrier
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.gate import Watch
 from edgellm.runtime.generation import Result
 from edgellm.runtime.head import unprepared
-from edgellm.runtime.learning import Descent, Settings, descend
+from edgellm.runtime.learning import Settings, acceptable, descend
 from edgellm.runtime.objective import Example
 from edgellm.runtime.question import Question
+from edgellm.runtime.reading import read
 from edgellm.runtime.sampling import Sampling
 from edgellm.runtime.schema import Gate
 from edgellm.runtime.session import Session
@@ -99,38 +98,48 @@ class AdaptiveGeneration(Iterator[str]):
             yield from self._base
             self.result = self._base.result
             return
-        session.use(adapter)
         try:
             sampler = self._sampling.sampler(self._question.ids)
-            own = session.stream(self._question.ids, self._most, sampler, self._stop)
+            own = session.stream(self._question.ids, self._most, sampler, self._stop, keep=True)
             yield from own
             self.result = own.result
         finally:
             session.use(None)
 
     def _adapt(self) -> Adapter | None:
-        """The adapter that was believed, if any."""
-        session, question, settings = self._session, self._question, self._settings
-        if session.kv_evictions or len(question.ids) > settings.longest:
+        """The adapter that was believed, in use and with the question read; or None, and the session is as it was."""
+        session = self._session
+        if session.kv_evictions or len(self._question.ids) > self._settings.longest:
             return None
-        begin = perf_counter()
-        start = self._carrier.begin(session, question.ids[: question.scored.start], settings.prefix)
-        example = Example.of(question, self._watch.ids, np.stack(self._watch.rows), len(start.tokens))
-        gradient = self._carrier.gradient(session, question, example)
-        session.generation = self._base  # a carrier may have run the same tokens again
-        descent = descend(gradient, example, start.tensors, settings, self._gate.nll)
-        self._note(descent, len(example.answer_rows))
+        begin, waiting = perf_counter(), session.snapshot()
+        adapter = self._learn()
+        if adapter is None:
+            session.use(None)
+            session.resume(waiting)
+            session.generation = self._base
         self.report.extra_s = perf_counter() - begin
-        if descent.tensors is None:
-            return None
-        tensors = self._carrier.complete(descent.tensors)
-        return Adapter(Facts(self._carrier.name, session.manifest.weights_sha256, start.tokens), tensors)
+        return adapter
 
-    def _note(self, descent: Descent, tokens: int) -> None:
-        report, first = self.report, descent.trace[0]
-        report.nll, report.gated = first.ida, first.ida > self._gate.nll
-        report.steps, report.accepted = descent.steps, descent.tensors is not None
-        if report.accepted:
-            after = descent.trace[descent.accepted]
-            report.entropy_after, report.nll_after = after.entropy / tokens, after.ida
-            report.kl = after.kl / tokens
+    def _learn(self) -> Adapter | None:
+        session, question, report, carrier = self._session, self._question, self.report, self._carrier
+        start = carrier.begin(session, question.ids[: question.scored.start], self._settings.prefix)
+        answer, length = self._watch.ids, len(start.tokens)
+        reading = read(session, question, answer, length)
+        example = Example.of(question, answer, reading.answer, length)
+        before, tokens = reading.losses(example), len(answer)
+        report.nll, report.gated = before.ida, before.ida > self._gate.nll
+        if not report.gated:  # so far that took one reading; a step takes five times as long
+            return None
+        descent = descend(carrier.gradient(example, reading.prompt), example, start.tensors, self._settings)
+        report.steps = descent.steps
+        if descent.tensors is start.tensors:
+            return None
+        tensors = carrier.complete(descent.tensors)
+        adapter = Adapter(Facts(carrier.name, session.manifest.weights_sha256, start.tokens), tensors)
+        session.use(adapter)
+        after = read(session, question, answer, length).losses(example)
+        report.accepted = acceptable(after, before, tokens, self._settings.most_kl)
+        if not report.accepted:
+            return None
+        report.entropy_after, report.nll_after, report.kl = after.entropy / tokens, after.ida, after.kl / tokens
+        return adapter

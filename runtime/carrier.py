@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.runtime.adapter import Tensors
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.gradient import Gradient, GraphGradient
 from edgellm.runtime.head import Head
 from edgellm.runtime.objective import Example
-from edgellm.runtime.question import Question
 from edgellm.runtime.schema import Manifest
 from edgellm.runtime.session import Session
 from edgellm.runtime.shift import ShiftGradient
@@ -36,8 +36,8 @@ class Carrier(Protocol):
         """The unchanged model. first: what the session's sequence begins with; at most `most` of it is replaced."""
         ...
 
-    def gradient(self, session: Session, question: Question, example: Example) -> Gradient:
-        """What differentiates the losses of one example, whose question the session's sequence begins with."""
+    def gradient(self, example: Example, prompt: NDArray[np.float32]) -> Gradient:
+        """What differentiates the losses of one example. prompt: the base model's logits [M, vocabulary] there."""
         ...
 
     def complete(self, tensors: Tensors) -> Tensors:
@@ -64,7 +64,7 @@ class Prefix:
         keys, values = session.first(len(tokens))
         return Start(tokens, {"key": keys, "value": values})
 
-    def gradient(self, session: Session, question: Question, example: Example) -> Gradient:
+    def gradient(self, example: Example, prompt: NDArray[np.float32]) -> Gradient:
         """See Carrier.gradient."""
         return self.graph
 
@@ -80,6 +80,7 @@ class Delta:
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
         self._where = folder, manifest, threads
+        self._softcap = manifest.adapt.softcap if manifest.adapt else 0.0
 
     @cached_property
     def head(self) -> Head:
@@ -90,17 +91,10 @@ class Delta:
         """See Carrier.begin."""
         return Start([], {"delta": np.zeros(session.manifest.model.hidden, np.float32)})
 
-    def gradient(self, session: Session, question: Question, example: Example) -> Gradient:
-        """See Carrier.gradient: the sequence is read once more, for the logits of the user's tokens."""
-        if not len(example.targets):
-            rows = example.reference[:0]
-        else:
-            first, held = question.scored.start, list(session.tokens)
-            rows = np.concatenate([session.extend(held[:first])[None], *session.chunks(held[first:])])
-            rows = rows[: len(example.targets)]
-        adapt = session.manifest.adapt
-        gradient = ShiftGradient(self.head, adapt.softcap if adapt else 0.0)
-        gradient.observe(example, rows)
+    def gradient(self, example: Example, prompt: NDArray[np.float32]) -> Gradient:
+        """See Carrier.gradient."""
+        gradient = ShiftGradient(self.head, self._softcap)
+        gradient.observe(example, prompt)
         return gradient
 
     def complete(self, tensors: Tensors) -> Tensors:

@@ -23,6 +23,10 @@ VERBS = {
         "edgellm.runtime.commands.adapt:command",
         "Learn from unlabelled questions of one kind; save an adapter.",
     ),
+    "adapters": (
+        "edgellm.runtime.commands.list_adapters:command",
+        "A folder's adapters, and which of them fit a bundle.",
+    ),
     "eval": (
         "edgellm.runtime.commands.eval:command",
         "Perplexity of a text, or tasks over long prompts under KV policies.",

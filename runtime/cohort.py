@@ -15,15 +15,16 @@ import numpy as np
 from edgellm.runtime.adapter import Adapter, Facts, Tensors
 from edgellm.runtime.carrier import Carrier, Start
 from edgellm.runtime.errors import EdgellmError, UsageError
-from edgellm.runtime.gate import begin_answer, nll
+from edgellm.runtime.gate import begin_answer
 from edgellm.runtime.gradient import Gradient
 from edgellm.runtime.learning import Limits, acceptable
-from edgellm.runtime.objective import Balance, Example, Losses, Weights, selection
+from edgellm.runtime.objective import OBJECTIVES, Balance, Example, Losses, selection, weights_of
 from edgellm.runtime.optimizer import Adam
 from edgellm.runtime.question import Question, beginning
+from edgellm.runtime.reading import read
 from edgellm.runtime.session import Session
 
-REFERENCES, OBJECTIVES = ("static", "dynamic"), ("sytta", "tlm", "entropy")
+REFERENCES = ("static", "dynamic")
 SHRUNK = (1.0, 0.5, 0.25)  # of the way that was learned, tried in turn where all of it is too far
 LEAST_CHECKED = 4
 
@@ -33,8 +34,7 @@ class CohortSettings(Limits):
     """How a cohort is learned from; rates are ours (the paper trains LoRA).
 
     rate: Adam's at the first step, falling to 0 by a cosine. batch: questions a step. epochs: times each is used.
-    reference: "static" | "dynamic". objective: "sytta", or one of its parts: "tlm" (surprise at the question),
-    "entropy" (doubt alone, no KL). check: the share of the questions that is not learned from but judges what was; 0
+    reference: "static" | "dynamic". check: the share of the questions that is not learned from but judges what was; 0
     believes everything.
     Raises UsageError for a value outside its range.
     """
@@ -43,7 +43,6 @@ class CohortSettings(Limits):
     batch: int = 4
     epochs: int = 1
     reference: str = "static"
-    objective: str = "sytta"
     check: float = 0.2
 
     def __post_init__(self) -> None:
@@ -89,10 +88,12 @@ class Learner:
     def learn(self, questions: Sequence[Question], rate: float) -> None:
         """One step from a batch."""
         total: Tensors = {}
-        weights = self._balance.weights
+        balanced = self._balance.weights
         for question in questions:
             gradient, example, scale = self._example(question)
-            losses, slopes = gradient.step(example, self._adam.tensors, self._weights(weights, scale))
+            losses, slopes = gradient.step(
+                example, self._adam.tensors, weights_of(self._settings.objective, balanced, scale)
+            )
             self._balance.note(Losses(scale * losses.ida, losses.entropy, losses.kl))
             for name, slope in slopes.items():
                 total[name] = total.get(name, np.float32(0)) + slope / np.float32(len(questions))
@@ -116,9 +117,10 @@ class Learner:
             found = [gradient.losses(example, tensors) for tensors in shares]
             rows.append([[one.ida, one.entropy / tokens, one.kl / tokens] for one in found])
         means = [Losses(*row) for row in np.mean(rows, axis=0).tolist()]
+        surer = self._settings.objective != "tlm"  # it does not aim at doubt, which rose a little where answers gained
         believed = (
             share for share, losses in zip(SHRUNK, means[1:], strict=True)
-            if acceptable(losses, means[0], 1, self._settings.most_kl)
+            if acceptable(losses, means[0], 1, self._settings.most_kl, surer)
         )  # fmt: skip
         return means, next(believed, 0.0)
 
@@ -126,29 +128,18 @@ class Learner:
         start, end = self._start.tensors, self._adam.tensors
         return {name: start[name] + np.float32(share) * (end[name] - start[name]) for name in start}
 
-    def _weights(self, balanced: Weights, scale: float) -> Weights:
-        if self._settings.objective == "tlm":
-            return Weights(scale, 0.0, 0.0)
-        if self._settings.objective == "entropy":
-            return Weights(0.0, 1.0, 0.0)
-        return Weights(scale * balanced.ida, balanced.entropy, balanced.kl)
-
     def _example(self, question: Question) -> tuple[Gradient, Example, float]:
         """The gradient, the example, and IDA's coefficient: base model's logits at the first answer tokens."""
-        session, settings = self._session, self._settings
-        scale = 0.0 if settings.objective == "entropy" else selection(nll(session, question))
-        if settings.reference == "dynamic" and self.steps:
-            session.use(self.adapter())
-            answer = begin_answer(session, question, settings.tokens).ids
+        session, settings, before = self._session, self._settings, len(self._start.tokens)
+        adapted = settings.reference == "dynamic" and self.steps
+        session.use(self.adapter() if adapted else None)
+        answer = begin_answer(session, question, settings.tokens).ids
+        if adapted:
             session.use(None)
-            rows = session.extend(question.ids)[None]
-            rest = answer[:-1]
-            reference = np.concatenate([rows, *session.chunks(rest)]) if rest else rows
-        else:
-            watch = begin_answer(session, question, settings.tokens)
-            answer, reference = watch.ids, np.stack(watch.rows)
-        example = Example.of(question, answer, reference, len(self._start.tokens))
-        return self._carrier.gradient(session, question, example), example, scale
+        reading = read(session, question, answer, before)
+        example = Example.of(question, answer, reading.answer, before)
+        scale = 0.0 if settings.objective == "entropy" else selection(reading.losses(example).ida)
+        return self._carrier.gradient(example, reading.prompt), example, scale
 
 
 def first_tokens(session: Session, questions: Sequence[Question], most: int) -> list[int]:
@@ -221,6 +212,6 @@ def stream_cohort(
             session.use(None)
             if question.scored and len(question.ids) <= settings.longest:
                 learner.learn([question], settings.rate)
-            yield text, learner.adapter(mode="stream", questions=learner.steps)
+            yield text, learner.adapter(mode="stream", objective=settings.objective, questions=learner.steps)
     finally:
         session.use(None)

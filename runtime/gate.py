@@ -19,7 +19,7 @@ from edgellm.runtime.schema import Gate
 from edgellm.runtime.session import Session
 
 TOKENS = 4  # of an answer that are looked at (SyTTA's k)
-DOUBTFUL, UNFAMILIAR = 0.75, 0.5  # quantiles of the calibration text: above them it fires (methods A5.2)
+DOUBTFUL, UNFAMILIAR = 0.85, 0.5  # quantiles of ordinary questions: what is above both is adapted to
 
 
 class Watch:

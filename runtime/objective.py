@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgellm.runtime.question import Question
 
+OBJECTIVES = ("tlm", "sytta", "entropy")
 SELECTED, SCALE = 3.0, 0.1  # TLM's code: only questions of more nats a token; coefficient 0.1 * exp(nats - 3)
 
 
@@ -96,6 +97,16 @@ class Balance:
         if self._scale:
             ida, ocs = (float(np.clip(1 - part / self._scale, *self._clip)) for part in parts)
             self._weights = 2 * ida / (ida + ocs), 2 * ocs / (ida + ocs)
+
+
+def weights_of(objective: str, balanced: Weights, scale: float = 1.0) -> Weights:
+    """The weights of an objective: IDA alone ("tlm"), both parts as balanced ("sytta"), or ENT alone, without KL
+    ("entropy"). scale: of IDA, what `selection` says of the question."""
+    if objective == "tlm":
+        return Weights(scale, 0.0, 0.0)
+    if objective == "entropy":
+        return Weights(0.0, 1.0, 0.0)
+    return Weights(scale * balanced.ida, balanced.entropy, balanced.kl)
 
 
 def selection(nll: float) -> float:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgellm.runtime.adapter import Tensors
 from edgellm.runtime.head import Head
 from edgellm.runtime.objective import Example, Losses, Weights
+from edgellm.runtime.reading import log_softmax
 from edgellm.runtime.session import shift_logits
 
 F32 = NDArray[np.float32]
@@ -70,10 +71,3 @@ class ShiftGradient:
     def _bent(self, z: F32) -> F32 | float:
         """dz capped / dz."""
         return 1 - (z / self._softcap) ** 2 if self._softcap else 1.0
-
-
-def log_softmax(z: F32) -> F32:
-    """Over the last dimension."""
-    z = z - z.max(axis=-1, keepdims=True)
-    found: F32 = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
-    return found

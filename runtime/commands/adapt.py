@@ -12,10 +12,11 @@ import click
 from edgellm.runtime import load
 from edgellm.runtime.adapter import Adapter, save_adapter
 from edgellm.runtime.carrier import CARRIERS, carrier_of
-from edgellm.runtime.cohort import OBJECTIVES, REFERENCES, CohortSettings, adapt_cohort, stream_cohort
+from edgellm.runtime.cohort import REFERENCES, CohortSettings, adapt_cohort, stream_cohort
 from edgellm.runtime.commands.options import bundle_argument, json_option, session_options
 from edgellm.runtime.commands.output import note, print_json, progress_bar, write
 from edgellm.runtime.head import Head
+from edgellm.runtime.objective import OBJECTIVES
 from edgellm.runtime.question import Question, asked, plain
 from edgellm.runtime.questions_file import read_questions
 
@@ -30,8 +31,8 @@ from edgellm.runtime.questions_file import read_questions
               help="cohort: learn from all, then freeze. stream: answer each, then learn from it.")  # fmt: skip
 @click.option("--carrier", type=click.Choice(list(CARRIERS)), default="prefix", show_default=True,
               help="What is learned: keys and values of the first tokens, or a shift of the logits.")  # fmt: skip
-@click.option("--objective", type=click.Choice(OBJECTIVES), default="sytta", show_default=True,
-              help="Both parts of SyTTA, or one: tlm (surprise at the question), entropy (doubt).")  # fmt: skip
+@click.option("--objective", type=click.Choice(OBJECTIVES), default=CohortSettings.objective, show_default=True,
+              help="tlm: surprise at the question. entropy: doubt about the answer. sytta: both.")  # fmt: skip
 @click.option("--reference", type=click.Choice(REFERENCES), default="static", show_default=True,
               help="Whose first answer tokens count: the base model's, or those of the adapted one.")  # fmt: skip
 @click.option("--tokens", type=int, default=CohortSettings.tokens, show_default=True, help="Answer tokens that count.")

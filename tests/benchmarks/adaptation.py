@@ -33,10 +33,13 @@ CELLS: dict[str, dict[str, Any]] = {
     "base": {},
     "tlm": {"objective": "tlm", "check": 0.0},
     "entropy": {"objective": "entropy", "check": 0.0},
-    "sytta static": {"check": 0.0},
-    "sytta dynamic": {"reference": "dynamic", "check": 0.0},
-    "sytta static, judged": {},
-    "sytta static, k 16": {"tokens": 16, "check": 0.0},
+    "tlm, judged": {"objective": "tlm"},
+    "sytta static": {"objective": "sytta", "check": 0.0},
+    "sytta dynamic": {"objective": "sytta", "reference": "dynamic", "check": 0.0},
+    "sytta static, judged": {"objective": "sytta"},
+    "entropy, k 16": {"objective": "entropy", "tokens": 16, "check": 0.0},
+    "sytta static, k 16": {"objective": "sytta", "tokens": 16, "check": 0.0},
+    "sytta dynamic, k 16": {"objective": "sytta", "reference": "dynamic", "tokens": 16, "check": 0.0},
 }
 MEASURES = ("rougeLsum", "rouge1", "rougeL", "f1", "nll", "words")
 
@@ -87,7 +90,7 @@ def measure(session: Session, pairs: list[dict[str, str]], most: int) -> list[di
 def run(args: argparse.Namespace, cell: str) -> dict[str, Any]:
     """One cell: adapt to the first half, answer both."""
     session = load(args.bundle, threads=args.threads)
-    data, begin = halves(args.data, args.size), time.perf_counter()
+    data, begin = halves(args.data, args.size), time.process_time()
     result: dict[str, Any] = {"carrier": args.carrier, "rate": args.rate}
     adapter: Adapter | None = None
     if cell != "base":
@@ -99,7 +102,7 @@ def run(args: argparse.Namespace, cell: str) -> dict[str, Any]:
             result |= {"steps": outcome.steps, "believed": outcome.believed}
         except EdgellmError as error:
             result["refused"] = error.what
-    result["adapt_s"] = time.perf_counter() - begin
+    result["adapt_cpu_s"] = time.process_time() - begin
     session.use(adapter)
     return result | {half: measure(session, pairs, args.new_tokens) for half, pairs in data.items()}
 

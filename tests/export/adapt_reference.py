@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,6 +14,29 @@ from edgellm.export.architectures import Architecture
 from edgellm.export.checkpoint import Source
 from edgellm.export.decoder import KeyValue, block_forward, final_norm, load_block
 from edgellm.export.vocabulary import embed, head_logits
+
+
+class Double:
+    """A source whose tensors come in float64."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def matrix(self, *which: Any) -> Tensor:
+        return self._source.matrix(*which).double()
+
+    def vector(self, name: str) -> Tensor:
+        return self._source.vector(name).double()
+
+
+def double_losses(arch: Architecture, source: Source, given: dict[str, Any]) -> tuple[list[float], dict[str, Tensor]]:
+    """torch_losses in float64, of the same float32 weights and inputs."""
+    wide = {name: value.astype(np.float64) if value.dtype == np.float32 else value for name, value in given.items()}
+    torch.set_default_dtype(torch.float64)
+    try:
+        return torch_losses(arch, cast(Source, Double(source)), wide)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def torch_losses(arch: Architecture, source: Source, given: dict[str, Any]) -> tuple[list[float], dict[str, Tensor]]:
