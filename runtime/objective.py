@@ -115,3 +115,10 @@ def selection(nll: float) -> float:
     At most 1 (ours): one garbled question would outweigh all others.
     """
     return min(1.0, SCALE * math.exp(nll - SELECTED)) if nll > SELECTED else 0.0
+
+
+def log_softmax(z: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log-probabilities of logits [..., vocabulary], over the last dimension."""
+    z = z - z.max(axis=-1, keepdims=True)
+    found: NDArray[np.float32] = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+    return found

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.kernels.sample import uncertainty
-from edgellm.runtime.objective import Example, Losses
+from edgellm.runtime.objective import Example, Losses, log_softmax
 from edgellm.runtime.perplexity import surprise
 from edgellm.runtime.question import Question
 from edgellm.runtime.session import Session
@@ -46,10 +46,3 @@ def read(session: Session, question: Question, answer: Sequence[int], before: in
     rows += session.chunks(rest) if rest else []
     logits = np.concatenate(rows)
     return Reading(logits[: len(places)], logits[len(logits) - len(answer) :])
-
-
-def log_softmax(z: F32) -> F32:
-    """Over the last dimension."""
-    z = z - z.max(axis=-1, keepdims=True)
-    found: F32 = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
-    return found

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from edgellm.runtime.adapter import Tensors
 from edgellm.runtime.head import Head
-from edgellm.runtime.objective import Example, Losses, Weights
-from edgellm.runtime.reading import log_softmax
+from edgellm.runtime.objective import Example, Losses, Weights, log_softmax
 from edgellm.runtime.session import shift_logits
 
 F32 = NDArray[np.float32]
