@@ -5,13 +5,16 @@
 namespace edgellm {
 
 // body(0), ..., body(kCount - 1), the index a constant: arrays of sums indexed by it stay in registers, where those that
-// a loop runs over are stored each time around.
+// a loop runs over are stored each time around. A body that is not inlined keeps them in memory all the same: GCC stops
+// inlining long before sixteen quads, unless told.
+#define EDGELLM_INLINED __attribute__((always_inline))
+
 template <class Body, int... kIndex>
-inline void unrolled(std::integer_sequence<int, kIndex...>, Body body) {
+EDGELLM_INLINED inline void unrolled(std::integer_sequence<int, kIndex...>, Body body) {
   (body(std::integral_constant<int, kIndex>()), ...);
 }
 template <int kCount, class Body>
-inline void unrolled(Body body) {
+EDGELLM_INLINED inline void unrolled(Body body) {
   unrolled(std::make_integer_sequence<int, kCount>(), body);
 }
 

@@ -18,7 +18,7 @@ inline void widen(const int8_t* weight, int quads, int16_t* wide) {
 }
 
 // sum += a * x, now: compilers otherwise gather the additions of a loop and spill what waits for them.
-inline __attribute__((always_inline)) void add_now(__m256i& sum, __m256i a, __m256i x) {
+EDGELLM_INLINED inline void add_now(__m256i& sum, __m256i a, __m256i x) {
   add(sum, a, x);
   keep(sum);
 }
@@ -27,13 +27,13 @@ inline __attribute__((always_inline)) void add_now(__m256i& sum, __m256i a, __m2
 // out and the first of them starts the sums: with groups of 32, what surrounds a loop costs as much as a quad. vpmaddwd:
 // int16 pairs into an int32 an output. 128 * kTop * 64 stays below 2^31.
 template <int kRows, int kQuads, bool kMinimum>
-inline __attribute__((always_inline)) void accumulate_rows(const int16_t* wide, const float* w_scale, const float* minimum, const int16_t* x,
+EDGELLM_INLINED inline void accumulate_rows(const int16_t* wide, const float* w_scale, const float* minimum, const int16_t* x,
                      const float* x_scale, const float* total, float* acc) {
   __m256i sum[kRows][2];
-  auto one = [&](auto quad, auto starts) {
+  auto one = [&](auto quad, auto starts) EDGELLM_INLINED {
     const int16_t* w = wide + 4 * kPanel * quad;
     const __m256i v0 = load(w), v1 = load(w + 16), w0 = load(w + 32), w1 = load(w + 48);
-    unrolled<kRows>([&](auto row) {
+    unrolled<kRows>([&](auto row) EDGELLM_INLINED {
       const __m256i first = pair(x + row * kTile + 4 * quad), second = pair(x + row * kTile + 4 * quad + 2);
       if constexpr (starts) {
         sum[row][0] = product(v0, first);
@@ -46,16 +46,16 @@ inline __attribute__((always_inline)) void accumulate_rows(const int16_t* wide, 
       add_now(sum[row][1], w1, second);
     });
   };
-  unrolled<kQuads>([&](auto quad) { one(quad, std::bool_constant<quad == 0>()); });
+  unrolled<kQuads>([&](auto quad) EDGELLM_INLINED { one(quad, std::bool_constant<quad == 0>()); });
   __m256 scale[2] = {_mm256_loadu_ps(w_scale), _mm256_loadu_ps(w_scale + 8)}, least[2];
   keep(scale[0]), keep(scale[1]);  // read once, not with every row
   if constexpr (kMinimum) {
     least[0] = _mm256_loadu_ps(minimum), least[1] = _mm256_loadu_ps(minimum + 8);
     keep(least[0]), keep(least[1]);
   }
-  unrolled<kRows>([&](auto row) {
+  unrolled<kRows>([&](auto row) EDGELLM_INLINED {
     const __m256 by = _mm256_broadcast_ss(x_scale + row), of = kMinimum ? _mm256_broadcast_ss(total + row) : by;
-    unrolled<2>([&](auto half) {
+    unrolled<2>([&](auto half) EDGELLM_INLINED {
       float* to = acc + row * kPanel + 8 * half;
       const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[row][half]), scale[half]);
       __m256 now = _mm256_fmadd_ps(scaled, by, _mm256_loadu_ps(to));
