@@ -18,26 +18,27 @@ struct AttentionRun {
   AttentionRun(const Call& call, const Attention& a, bool int8, int64_t layer, int64_t steps, size_t q_norm, size_t k_shift,
                float epsilon) {
     const Tensor cos = call.input(1), sin = call.input(2), positions = call.input(3), given = call.input(4);
-    const Tensor key = call.input(5), value = call.input(6), position = call.input(7), score = call.input(8);
-    const int64_t half = cos.shape[1], capacity = position.shape[1], planes = score.shape[2];
+    const Tensor score = call.input(8);
+    const int64_t half = cos.shape[1], capacity = score.shape[1], planes = score.shape[2];
     call.require(cos.is({steps, half}) && sin.is({steps, half}), "cos and sin are not [T, rotary/2]");
     call.require(positions.is({steps}), "positions are not [T]");
     call.require(given.shape.size() == 2 && given.shape[1] == kControl && layer >= 0 && layer < given.shape[0],
                  "control is not [layers, fields of kernels/control.py]");
-    call.require(position.is({a.kv_heads, capacity}), "position is not [kv_heads, capacity]");
+    const Shape scores{a.kv_heads, capacity, planes};
+    call.require(score.is(scores), "score is not [kv_heads, capacity, planes]");
     const Shape slots{a.kv_heads, capacity, int8 ? a.head_dim + kScaleBytes : a.head_dim};
-    call.require(key.shape == slots && value.shape == slots,
-                 "key or value is not [kv_heads, capacity, head_dim], with 4 bytes for a scale where it is int8");
-    call.require(score.is({a.kv_heads, capacity, planes}), "score is not [kv_heads, capacity, planes]");
+    const char* unlike = "key or value is not [kv_heads, capacity, head_dim], with 4 bytes for a scale where it is int8";
     tokens = {nullptr, cos.as<float>(), sin.as<float>(), half, positions.as<int64_t>(), steps};
     tokens.q_norm = vector(call, q_norm, {a.head_dim}, "q_norm is not [head_dim]");
     tokens.k_norm = vector(call, q_norm + 1, {a.head_dim}, "k_norm is not [head_dim]");
     tokens.k_shift = vector(call, k_shift, {a.kv_heads * a.head_dim}, "k_shift is not [kv_heads * head_dim]");
     tokens.epsilon = epsilon;
     std::memcpy(&control, given.as<int64_t>() + layer * kControl, sizeof control);
-    cache = {int8 ? carry<int8_t>(call, 1, key) : static_cast<void*>(carry<uint16_t>(call, 1, key)),
-             int8 ? carry<int8_t>(call, 2, value) : static_cast<void*>(carry<uint16_t>(call, 2, value)),
-             carry<int32_t>(call, 3, position), capacity, carry<float>(call, 4, score), planes, int8};
+    const int64_t size = int8 ? 1 : 2;
+    cache = {carry(call, 1, 5, slots, size, unlike), carry(call, 2, 6, slots, size, unlike),
+             static_cast<int32_t*>(carry(call, 3, 7, {a.kv_heads, capacity}, 4, "position is not [kv_heads, capacity]")),
+             capacity, static_cast<float*>(carry(call, 4, 8, scores, 4, "score is not [kv_heads, capacity, planes]")), planes,
+             int8};
   }
 
  private:
@@ -47,11 +48,14 @@ struct AttentionRun {
     call.require(given.is(expected), message);
     return given.as<float>();
   }
-  // The output buffer holding the input's content: the same buffer when the caller bound it so, a copy otherwise.
-  template <typename T>
-  static T* carry(const Call& call, size_t output, const Tensor& input) {
-    T* to = static_cast<T*>(call.output(output, input.shape));
-    if (to != input.data && input.size()) std::memcpy(to, input.data, size_t(input.size()) * sizeof(T));
+  // The output buffer holding the input's content: the same buffer when the caller bound it so, a copy otherwise. ONNX
+  // Runtime has seen to its shape, so that only another buffer's is asked for.
+  static void* carry(const Call& call, size_t output, size_t index, const Shape& shape, int64_t item, const char* message) {
+    void* to = call.output(output, shape);
+    if (to == call.data(index)) return to;
+    const Tensor input = call.input(index);
+    call.require(input.shape == shape, message);
+    if (input.size()) std::memcpy(to, input.data, size_t(input.size() * item));
     return to;
   }
 };
