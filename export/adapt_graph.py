@@ -28,8 +28,8 @@ LORA_SCALE = 2.0  # alpha / rank; LLaMA-Factory's alpha = 16 (SyTTA's could not 
 
 CARRIERS = ("prefix", "soft", "lora")
 """What is adapted. prefix: keys (rotated) and values of P tokens before the others, at positions 0 to P - 1 in every
-layer. soft: P embedded rows before the others; the graph also gives their keys and values, which make a prefix of
-them. lora: low-rank updates of q and v (arXiv 2106.09685)."""
+layer. soft: P rows of the embedding before the others; the graph also gives their keys and values, which make a prefix
+of them. lora: low-rank updates of q and v (arXiv 2106.09685)."""
 
 
 def carrier_shapes(arch: Architecture, carrier: str) -> dict[str, list[int | str]]:
@@ -110,10 +110,10 @@ class _Forward:
         """What the head reads: at the prompt's rows, and at the answer's."""
         arch, tape = self.arch, self.tape
         x = tape.b.packed("QuantGather", "ids", "embedding", "embedded")
-        if arch.embedding_scale != 1:
-            x = tape.times(x, tape.number(arch.embedding_scale))
         if self.carrier == "soft":
             x = tape.concat(["soft", x], 0)
+        if arch.embedding_scale != 1:
+            x = tape.times(x, tape.number(arch.embedding_scale))
         for layer in range(arch.layers):
             x = self._block(layer, x)
         normed = tape.norm(x, tape.b.stored("norm"), arch.norm_eps)

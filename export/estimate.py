@@ -102,13 +102,16 @@ def matrix_room(checkpoint: Checkpoint, config: ExportConfig) -> int:
 
 
 def _other_files(checkpoint: Checkpoint, placed: dict[str, Placed], adapt: bool) -> int:
-    makers = [decoder_graph, *([adapt_graph, head_graph] if adapt else [])]
-    graph = sum(make(checkpoint.architecture, placed).ByteSize() for make in makers)
+    arch = checkpoint.architecture
+    graphs = [decoder_graph(arch, placed)]
+    if adapt:
+        graphs += [adapt_graph(arch, placed), adapt_graph(arch, placed, "soft"), head_graph(arch, placed)]
     texts = (checkpoint.tokenizer_json(), checkpoint.chat_template or "")
     tables = len(vocabulary_tables(texts[0]) or b"")
     matrices = sum(at.format is not None for at in placed.values())
-    page = REPORT + LAYER_ENTRY * checkpoint.architecture.layers
-    return int(graph) + tables + sum(len(text.encode()) for text in texts) + page + MANIFEST + MATRIX_ENTRY * matrices
+    page = REPORT + LAYER_ENTRY * arch.layers
+    files = sum(int(graph.ByteSize()) for graph in graphs) + sum(len(text.encode()) for text in texts)
+    return files + tables + page + MANIFEST + MATRIX_ENTRY * matrices
 
 
 def _activations(arch: Architecture, staging: int) -> int:

@@ -133,6 +133,7 @@ def export(
         bundle.write("model.onnx", decoder_graph(arch, writing.placed, kv_bits=config.kv_bits).SerializeToString())
         if config.adapt:
             bundle.write("adapt.onnx", adapt_graph(arch, writing.placed).SerializeToString())
+            bundle.write("soft.onnx", adapt_graph(arch, writing.placed, "soft").SerializeToString())
             bundle.write("head.onnx", head_graph(arch, writing.placed).SerializeToString())
         write_tokenizer(bundle.write, checkpoint.tokenizer_json())
         if checkpoint.chat_template is not None:

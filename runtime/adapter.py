@@ -1,8 +1,9 @@
 """An adapter: what test-time adaptation changed about a model, small enough to keep one for every domain.
 
 prefix: keys (rotated) and values of the sequence's first tokens, retuned: they lie in the KV cache where those tokens'
-own would lie, and are never evicted (prefix tuning, arXiv 2101.00190). delta: a vector added to what the output head
-reads (SLOT, arXiv 2505.12392), so that every row of logits shifts alike.
+own would lie, and are never evicted (prefix tuning, arXiv 2101.00190). soft: the embeddings of these tokens, retuned
+(prompt tuning, arXiv 2104.08691), and the prefix that the model makes of them. delta: a vector added to what the output
+head reads (SLOT, arXiv 2505.12392), so that every row of logits shifts alike.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from edgellm.runtime.sealed_tensors import SealedTensors, write_sealed
 from edgellm.runtime.typed_json import decode
 
 FORMAT, VERSION, SUFFIX = "edgellm adapter", "1", ".adapter"
-TENSORS = {"prefix": ("key", "value"), "delta": ("delta", "shift")}
-"""Of every carrier, by name. key, value: float32 [layers, kv_heads, P, head_dim]; delta: [hidden];
+TENSORS = {"prefix": ("key", "value"), "soft": ("soft", "key", "value"), "delta": ("delta", "shift")}
+"""Of every carrier, by name. key, value: float32 [layers, kv_heads, P, head_dim]; soft: [P, hidden]; delta: [hidden];
 shift: [vocabulary], the logits' shift that delta makes, before they are capped."""
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -30,10 +31,11 @@ Tensors = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Facts:
-    """carrier: "prefix" | "delta". model: Manifest.weights_sha256 of the bundle that it was made with.
+    """carrier: "prefix" | "soft" | "delta". model: Manifest.weights_sha256 of the bundle that it was made with.
 
-    tokens: ids of the P first tokens whose place a prefix takes. learned: how it was made, for people. about: the mean
-    embedding of the questions that it was made with, float [hidden], by which one of several is chosen; may be empty.
+    tokens: ids of the P first tokens whose place a prefix or a soft prompt takes. learned: how it was made, for people.
+    about: the mean embedding of the questions that it was made with, float [hidden], by which one of several is chosen;
+    may be empty.
     """
 
     carrier: str
@@ -57,7 +59,8 @@ class Adapter:
             raise AdapterError("the adapter was made with another model, or with another export of it", _AGAIN)
         length = len(facts.tokens)
         slots = (model.layers, model.kv_heads, length, model.head_dim)
-        shapes = {"key": slots, "value": slots, "delta": (model.hidden,), "shift": (model.vocabulary,)}
+        shapes = {"key": slots, "value": slots, "soft": (length, model.hidden)}
+        shapes |= {"delta": (model.hidden,), "shift": (model.vocabulary,)}
         expected = {name: shapes[name] for name in TENSORS.get(facts.carrier, ())}
         fits = {name: tensor.shape for name, tensor in self.tensors.items()} == expected
         finite = all(np.isfinite(tensor).all() for tensor in self.tensors.values())

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgellm.runtime.adapter import Tensors
 from edgellm.runtime.errors import UsageError
-from edgellm.runtime.gradient import Gradient, GraphGradient
+from edgellm.runtime.gradient import Gradient, GraphGradient, SoftGradient
 from edgellm.runtime.head import Head
 from edgellm.runtime.objective import Example
 from edgellm.runtime.schema import Manifest
@@ -73,6 +73,41 @@ class Prefix:
         return tensors
 
 
+class Soft:
+    """Embeddings of the first tokens: they begin as these tokens' own. The model makes a prefix of them."""
+
+    name = "soft"
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
+        self._where = folder, manifest, threads
+        self._unit = 1.0  # of the rows: what they begin as has a root mean square of 1
+
+    @cached_property
+    def graph(self) -> GraphGradient:
+        """soft.onnx, opened when first asked for."""
+        return GraphGradient(*self._where, self.name)
+
+    @cached_property
+    def head(self) -> Head:
+        """head.onnx, which has the embedding, opened when first asked for."""
+        return Head(*self._where)
+
+    def begin(self, session: Session, first: Sequence[int], most: int) -> Start:
+        """See Carrier.begin."""
+        tokens = list(first[:most])
+        rows = self.head.embedded(tokens)
+        self._unit = float(np.sqrt(np.mean(rows * rows))) or 1.0
+        return Start(tokens, {"soft": rows / np.float32(self._unit)})
+
+    def gradient(self, example: Example, prompt: NDArray[np.float32]) -> SoftGradient:
+        """See Carrier.gradient."""
+        return SoftGradient(self.graph, self._unit)
+
+    def complete(self, tensors: Tensors) -> Tensors:
+        """See Carrier.complete."""
+        return SoftGradient(self.graph, self._unit).complete(tensors)
+
+
 class Delta:
     """A shift of what the head reads, zero at first."""
 
@@ -102,7 +137,8 @@ class Delta:
         return {**tensors, "shift": self.head.shift(tensors["delta"])}
 
 
-CARRIERS: dict[str, Callable[[Path, Manifest, int | None], Carrier]] = {"prefix": Prefix, "delta": Delta}
+CARRIERS: dict[str, Callable[[Path, Manifest, int | None], Carrier]]
+CARRIERS = {kind.name: kind for kind in (Prefix, Soft, Delta)}
 
 
 def carrier_of(name: str, folder: Path, manifest: Manifest, threads: int | None = None) -> Carrier:

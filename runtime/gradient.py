@@ -1,14 +1,16 @@
-"""The losses of an example and their exact gradient with respect to a carrier's tensors: adapt.onnx behind a call."""
+"""The losses of an example and their exact gradient with respect to a carrier's tensors: adapt.onnx, or soft.onnx for a
+soft prompt, behind a call."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from edgellm.runtime.adapter import TENSORS, Tensors
-from edgellm.runtime.bundle_files import ADAPT
+from edgellm.runtime.bundle_files import ADAPT, SOFT
 from edgellm.runtime.head import unprepared
 from edgellm.runtime.objective import Example, Losses, Weights
 from edgellm.runtime.onnx_backend import register_operators
@@ -18,6 +20,7 @@ from edgellm.runtime.schema import Manifest
 LOSSES = ("ida", "entropy", "kl")
 INPUTS = {"ids", "positions", "prompt_rows", "targets", "prompt_weights", "answer_rows", "answer_weights", "reference"}
 INPUTS |= {f"w_{name}" for name in LOSSES}
+GRAPHS = {"prefix": (ADAPT, ("key", "value")), "soft": (SOFT, ("soft",))}  # of a carrier: its graph, what it learns
 
 
 class Gradient(Protocol):
@@ -33,14 +36,17 @@ class Gradient(Protocol):
 
 
 class GraphGradient:
-    """adapt.onnx in a session of its own, which maps the weights' file like the one that generates.
+    """A carrier's graph in a session of its own, which maps the weights' file like the one that generates.
 
     Raises UsageError for a bundle without it, and as open_graph does.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int | None) -> None:
-        if ADAPT not in manifest.files:
+    def __init__(self, folder: Path, manifest: Manifest, threads: int | None, carrier: str = "prefix") -> None:
+        self._file, self._learned = GRAPHS[carrier]
+        if self._file not in manifest.files:
             raise unprepared()
+
+        self._vocabulary = manifest.model.vocabulary
 
         def prepare(options: Any) -> None:
             import onnxruntime
@@ -53,10 +59,10 @@ class GraphGradient:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             register_operators(options)
 
-        self._session: Any = open_graph(folder, threads, prepare, ADAPT)
-        self._learned = TENSORS["prefix"]
+        self._session: Any = open_graph(folder, threads, prepare, self._file)
+        self._made = TENSORS["prefix"] if carrier == "soft" else ()
         self._gradients = [f"{name}.gradient" for name in self._learned]
-        check_ends(self._session, {*INPUTS, *self._learned}, {*LOSSES, *self._gradients}, ADAPT)
+        check_ends(self._session, {*INPUTS, *self._learned}, {*LOSSES, *self._gradients, *self._made}, self._file)
 
     def losses(self, example: Example, tensors: Tensors) -> Losses:
         """See Gradient.losses. It takes as long as a step: ONNX Runtime runs the whole graph whatever is fetched."""
@@ -64,22 +70,64 @@ class GraphGradient:
 
     def step(self, example: Example, tensors: Tensors, weights: Weights) -> tuple[Losses, Tensors]:
         """See Gradient.step."""
+        found = self._run([*LOSSES, *self._gradients], example, tensors, weights)
+        losses = Losses(*(float(value) for value in found[:3]))
+        return losses, dict(zip(self._learned, found[3:], strict=True))
+
+    def prefix(self, tensors: Tensors) -> Tensors:
+        """The keys and values that the model makes of a soft prompt."""
+        nothing, rows = np.zeros(0, np.int64), np.zeros((0, self._vocabulary), np.float32)
+        example = Example(np.zeros(1, np.int64), len(tensors["soft"]), nothing, nothing, nothing, rows)
+        return dict(zip(self._made, self._run(self._made, example, tensors, Weights(), whole=False), strict=True))
+
+    def _run(
+        self, wanted: Sequence[str], example: Example, tensors: Tensors, weights: Weights, whole: bool = True
+    ) -> list[Any]:
+        import onnxruntime
+
         counts = len(example.targets), len(example.answer_rows)
+        rows = example.before if self._made else 0  # a soft prompt's own, before the example's
         given = {
             "ids": example.ids,
-            "positions": np.arange(example.before, example.before + len(example.ids), dtype=np.int64),
-            "prompt_rows": example.prompt_rows,
+            "positions": np.arange(example.before - rows, example.before + len(example.ids), dtype=np.int64),
+            "prompt_rows": rows + example.prompt_rows,
             "targets": example.targets,
             "prompt_weights": np.full(counts[0], 1 / max(1, counts[0]), np.float32),
-            "answer_rows": example.answer_rows,
+            "answer_rows": rows + example.answer_rows,
             "answer_weights": np.ones(counts[1], np.float32),
             "reference": example.reference,
         }
         given |= {f"w_{name}": np.array(getattr(weights, name), np.float32) for name in LOSSES}
         given |= {name: tensors[name] for name in self._learned}
+        options = onnxruntime.RunOptions()
+        options.only_execute_path_to_fetches = not whole
         try:
-            found: list[Any] = self._session.run([*LOSSES, *self._gradients], given)
+            found: list[Any] = self._session.run(list(wanted), given, options)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise failed(error, ADAPT) from error
-        losses = Losses(*(float(value) for value in found[:3]))
-        return losses, dict(zip(self._learned, found[3:], strict=True))
+            raise failed(error, self._file) from error
+        return found
+
+
+class SoftGradient:
+    """A soft prompt's graph for rows in multiples of `unit`, so that rates mean what they do for other carriers:
+    embeddings are far smaller than 1 in some models."""
+
+    def __init__(self, graph: GraphGradient, unit: float) -> None:
+        self._graph, self._unit = graph, np.float32(unit)
+
+    def losses(self, example: Example, tensors: Tensors) -> Losses:
+        """See Gradient.losses."""
+        return self._graph.losses(example, self._rows(tensors))
+
+    def step(self, example: Example, tensors: Tensors, weights: Weights) -> tuple[Losses, Tensors]:
+        """See Gradient.step."""
+        losses, slopes = self._graph.step(example, self._rows(tensors), weights)
+        return losses, {"soft": self._unit * slopes["soft"]}
+
+    def complete(self, tensors: Tensors) -> Tensors:
+        """The rows themselves, and the prefix that they amount to."""
+        rows = self._rows(tensors)
+        return rows | self._graph.prefix(rows)
+
+    def _rows(self, tensors: Tensors) -> Tensors:
+        return {"soft": self._unit * tensors["soft"]}

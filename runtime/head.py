@@ -42,9 +42,14 @@ class Head:
         found: F32 = self._run("gradient", slope=slope[None])[0]
         return found
 
+    def embedded(self, ids: list[int]) -> F32:
+        """Rows of the embedding, unscaled: T tokens -> [T, hidden]."""
+        found: F32 = self._run("embedded", ids=np.array(ids, np.int64))
+        return found
+
     def about(self, ids: list[int]) -> F32:
         """The mean embedding [hidden] of some tokens: what a text is about, roughly."""
-        found: F32 = self._run("embedded", ids=np.array(ids, np.int64)).mean(axis=0)
+        found: F32 = self.embedded(ids).mean(axis=0)
         return found
 
     def _run(self, wanted: str, **given: NDArray[Any]) -> Any:

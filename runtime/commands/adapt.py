@@ -30,7 +30,7 @@ from edgellm.runtime.questions_file import read_questions
 @click.option("--mode", type=click.Choice(["cohort", "stream"]), default="cohort", show_default=True,
               help="cohort: learn from all, then freeze. stream: answer each, then learn from it.")  # fmt: skip
 @click.option("--carrier", type=click.Choice(list(CARRIERS)), default="prefix", show_default=True,
-              help="What is learned: keys and values of the first tokens, or a shift of the logits.")  # fmt: skip
+              help="Keys and values of the first tokens, their embeddings, or a shift of the logits.")  # fmt: skip
 @click.option("--objective", type=click.Choice(OBJECTIVES), default=CohortSettings.objective, show_default=True,
               help="tlm: surprise at the question. entropy: doubt about the answer. sytta: both.")  # fmt: skip
 @click.option("--reference", type=click.Choice(REFERENCES), default="static", show_default=True,

@@ -11,7 +11,7 @@ import torch
 from edgellm.kernels.sample import uncertainty
 from edgellm.runtime import load
 from edgellm.runtime.adapter import Adapter, Facts
-from edgellm.runtime.carrier import Delta, Prefix
+from edgellm.runtime.carrier import Delta, Prefix, Soft
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.gate import begin_answer, nll
 from edgellm.runtime.head import Head
@@ -54,6 +54,24 @@ def test_a_prefix_acts_as_in_its_gradient_graph(
     )
     assert kl == pytest.approx(expected.kl, rel=2e-2)
     assert kl > 0.1
+    session.use(None)
+
+
+def test_a_soft_prompt_begins_as_its_tokens_and_acts_as_in_its_graph(
+    session: Session, question: Question, carriers: dict[str, Soft]
+) -> None:
+    carrier, base = carriers["soft"], begin_answer(session, question, 4)
+    start = carrier.begin(session, question.ids, 5)
+    for made, own in zip(
+        (carrier.complete(start.tensors)[name] for name in ("key", "value")), session.first(5), strict=True
+    ):
+        np.testing.assert_allclose(made, own, atol=2e-3 * np.abs(own).max())
+    moved = {"soft": start.tensors["soft"] + np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)}
+    example = Example.of(question, base.ids, np.stack(base.rows), 5)
+    expected = carrier.gradient(example, np.zeros((0, 0), np.float32)).losses(example, moved)
+    session.use(Adapter(Facts("soft", session.manifest.weights_sha256, start.tokens), carrier.complete(moved)))
+    np.testing.assert_allclose(read(session, question, base.ids, 5).losses(example), expected, rtol=2e-2)
+    assert expected.kl > 0.1
     session.use(None)
 
 

@@ -9,35 +9,43 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgellm.kernels.sample import uncertainty
 from edgellm.runtime import load
 from edgellm.runtime.adapter import load_adapter, save_adapter
-from edgellm.runtime.carrier import Delta, Prefix
+from edgellm.runtime.carrier import Carrier, Delta, Prefix
 from edgellm.runtime.cohort import CohortSettings, adapt_cohort, stream_cohort
 from edgellm.runtime.errors import EdgellmError, UsageError
 from edgellm.runtime.gate import begin_answer
 from edgellm.runtime.question import Question, asked
+from edgellm.runtime.reading import read
 from edgellm.runtime.session import Session
 from tests.adapt.examples import TEXTS, command, shifted
 from tests.bundles import make_bundle
 
 
-@pytest.mark.parametrize("name", ["prefix", "delta"])
+@pytest.mark.parametrize("name", ["prefix", "soft", "delta"])
 def test_a_cohort_is_learned_from_and_kept(
-    bundle: Path, session: Session, carriers: dict[str, Prefix | Delta], tmp_path: Path, name: str
+    bundle: Path, session: Session, carriers: dict[str, Carrier], tmp_path: Path, name: str
 ) -> None:
     questions = [asked(session, text) for text in TEXTS]
     settings = CohortSettings(objective="entropy", rate=0.05, check=0.0)
-    before = sum(begin_answer(session, question, 4).entropy for question in questions)
+    said = [begin_answer(session, question, 4).ids for question in questions]
+
+    def doubt(own: Session) -> float:
+        both = zip(questions, said, strict=True)
+        return sum(uncertainty(row).entropy for one, ids in both for row in read(own, one, ids, 0).answer)
+
+    before = doubt(session)
     adapter, outcome = adapt_cohort(session, carriers[name], questions, settings)
     assert session.adapter is None
     assert (outcome.questions, outcome.steps, outcome.believed) == (9, 3, 1.0)
     save_adapter(tmp_path / "one.adapter", adapter)
     assert (tmp_path / "one.adapter").stat().st_size < 32768
     fresh = load(bundle, threads=1)
-    read = load_adapter(tmp_path / "one.adapter", fresh.manifest)
-    assert read.facts == adapter.facts
-    fresh.use(read)
-    assert sum(begin_answer(fresh, question, 4).entropy for question in questions) < before
+    found = load_adapter(tmp_path / "one.adapter", fresh.manifest)
+    assert found.facts == adapter.facts
+    fresh.use(found)
+    assert doubt(fresh) < before - 1
     session.use(adapter)
     assert fresh.generate(questions[0].ids, 12).ids == session.generate(questions[0].ids, 12).ids
     with pytest.raises(UsageError, match="while an adapter is in use"):

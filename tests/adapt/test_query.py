@@ -10,7 +10,7 @@ import pytest
 
 from edgellm.runtime.adapter import Tensors
 from edgellm.runtime.adaptive import AdaptiveGeneration
-from edgellm.runtime.carrier import Delta, Prefix
+from edgellm.runtime.carrier import Carrier, Prefix
 from edgellm.runtime.gate import begin_answer, nll
 from edgellm.runtime.learning import Settings, descend
 from edgellm.runtime.objective import Example, Losses, Weights
@@ -24,9 +24,9 @@ ALWAYS, NEVER = Gate(-1.0, -1.0, 1, True), Gate(100.0, 100.0, 1, True)
 BOLD = Settings(objective="sytta", most_kl=10.0)  # a random model moves far in a step
 
 
-@pytest.mark.parametrize("name", ["prefix", "delta"])
+@pytest.mark.parametrize("name", ["prefix", "soft", "delta"])
 def test_a_gated_question_is_adapted_to_and_forgotten(
-    session: Session, question: Question, carriers: dict[str, Prefix | Delta], name: str
+    session: Session, question: Question, carriers: dict[str, Carrier], name: str
 ) -> None:
     base = session.generate(question.ids, 20)
     run = AdaptiveGeneration(session, question, carriers[name], 20, settings=replace(BOLD, rate=0.1), gate=ALWAYS)
@@ -41,10 +41,10 @@ def test_a_gated_question_is_adapted_to_and_forgotten(
     assert session.generate(question.ids, 20).ids == base.ids
 
 
-@pytest.mark.parametrize("name", ["prefix", "delta"])
+@pytest.mark.parametrize("name", ["prefix", "soft", "delta"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_what_is_not_believed_leaves_the_base_answer(
-    session: Session, question: Question, carriers: dict[str, Prefix | Delta], name: str, temperature: float
+    session: Session, question: Question, carriers: dict[str, Carrier], name: str, temperature: float
 ) -> None:
     sampling = Sampling(temperature, seed=5)
     base = session.generate(question.ids, 30, sampling)
@@ -78,9 +78,9 @@ def test_a_reading_has_the_losses_of_answering(session: Session, question: Quest
     np.testing.assert_allclose(losses, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["prefix", "delta"])
+@pytest.mark.parametrize("name", ["prefix", "soft", "delta"])
 def test_what_was_read_to_judge_is_what_the_answer_goes_on_from(
-    session: Session, question: Question, carriers: dict[str, Prefix | Delta], name: str
+    session: Session, question: Question, carriers: dict[str, Carrier], name: str
 ) -> None:
     run = AdaptiveGeneration(session, question, carriers[name], 20, settings=replace(BOLD, rate=0.1), gate=ALWAYS)
     pieces = [next(run)]

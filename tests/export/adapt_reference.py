@@ -45,7 +45,7 @@ def torch_losses(arch: Architecture, source: Source, given: dict[str, Any]) -> t
     leaves = {name: torch.from_numpy(given[name]).requires_grad_() for name in names}
     x = embed(arch, source, torch.from_numpy(given["ids"]))[None]
     if "soft" in leaves:
-        x = torch.cat([leaves["soft"][None], x], dim=1)
+        x = torch.cat([leaves["soft"][None] * arch.embedding_scale, x], dim=1)
     for layer in range(arch.layers):
         weights = load_block(arch, source, layer)
         for role in ("q", "v"):
