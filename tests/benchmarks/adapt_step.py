@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from edgellm.export.adapt_graph import CARRIERS, adapt_graph, carrier_shapes
+from edgellm.export.adapt_carriers import CARRIERS, carrier_shapes
+from edgellm.export.adapt_graph import adapt_graph
 from edgellm.export.architectures import Architecture
 from edgellm.export.checkpoint import open_checkpoint
 from edgellm.export.packed_source import read_placed

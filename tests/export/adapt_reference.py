@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgellm.export.adapt_graph import LORA_SCALE
+from edgellm.export.adapt_carriers import LORA_SCALE
 from edgellm.export.architectures import Architecture
 from edgellm.export.checkpoint import Source
 from edgellm.export.decoder import KeyValue, block_forward, final_norm, load_block

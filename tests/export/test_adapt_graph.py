@@ -14,7 +14,8 @@ from tests.bundles import make_bundle
 from tests.export.adapt_reference import double_losses, torch_losses
 from tests.export.test_architectures import write_model
 
-from edgellm.export.adapt_graph import CARRIERS, adapt_graph, carrier_shapes, head_graph
+from edgellm.export.adapt_carriers import CARRIERS, carrier_shapes
+from edgellm.export.adapt_graph import adapt_graph, head_graph
 from edgellm.export.architectures import Architecture
 from edgellm.export.checkpoint import open_checkpoint
 from edgellm.export.packed_source import PackedSource, read_placed

@@ -3,8 +3,10 @@
 #include <cstring>
 
 #include "kernels/cpu/avx2/accumulate.h"
-#include "kernels/cpu/avx2/attention.h"
 #include "kernels/cpu/avx2/decode.h"
+#include "kernels/cpu/avx2/exponentials.h"
+#include "kernels/cpu/avx2/mix.h"
+#include "kernels/cpu/avx2/scores.h"
 #include "kernels/cpu/avx2/tables.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/widen.h"
