@@ -45,7 +45,6 @@ class GraphGradient:
         self._file, self._learned = GRAPHS[carrier]
         if self._file not in manifest.files:
             raise unprepared()
-
         self._vocabulary = manifest.model.vocabulary
 
         def prepare(options: Any) -> None:
@@ -78,13 +77,9 @@ class GraphGradient:
         """The keys and values that the model makes of a soft prompt."""
         nothing, rows = np.zeros(0, np.int64), np.zeros((0, self._vocabulary), np.float32)
         example = Example(np.zeros(1, np.int64), len(tensors["soft"]), nothing, nothing, nothing, rows)
-        return dict(zip(self._made, self._run(self._made, example, tensors, Weights(), whole=False), strict=True))
+        return dict(zip(self._made, self._run(self._made, example, tensors, Weights()), strict=True))
 
-    def _run(
-        self, wanted: Sequence[str], example: Example, tensors: Tensors, weights: Weights, whole: bool = True
-    ) -> list[Any]:
-        import onnxruntime
-
+    def _run(self, wanted: Sequence[str], example: Example, tensors: Tensors, weights: Weights) -> list[Any]:
         counts = len(example.targets), len(example.answer_rows)
         rows = example.before if self._made else 0  # a soft prompt's own, before the example's
         given = {
@@ -99,10 +94,8 @@ class GraphGradient:
         }
         given |= {f"w_{name}": np.array(getattr(weights, name), np.float32) for name in LOSSES}
         given |= {name: tensors[name] for name in self._learned}
-        options = onnxruntime.RunOptions()
-        options.only_execute_path_to_fetches = not whole
         try:
-            found: list[Any] = self._session.run(list(wanted), given, options)
+            found: list[Any] = self._session.run(list(wanted), given)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise failed(error, self._file) from error
         return found
