@@ -132,7 +132,7 @@ class Bank:
         for kept, values in found:
             if kept in best:
                 tensors |= {f"{kept.index} {name}": value.half() for name, value in values.items()}
-        facts = {str(kept.index): json.dumps([kept.nbytes, kept.error]) for kept in best}
+        facts = {str(kept.level): json.dumps([kept.index, kept.nbytes, kept.error]) for kept in best}
         fresh = self._file(unit).with_suffix(".new")
         save_file(tensors, fresh, facts)
         os.replace(fresh, self._file(unit))
@@ -143,10 +143,10 @@ class Bank:
         return torch.cat([torch.from_numpy(dequantize(rounded(config, name, weight[rows], read))) for rows in parts])
 
     def _read(self, unit: Unit) -> list[Kept]:
-        levels = offered(self.arch, unit, self._method)
+        levels = {str(level): level for level in offered(self.arch, unit, self._method)}
         with safe_open(self._file(unit), "pt") as file:
             facts: Mapping[str, str] = file.metadata()
-        rows = [Kept(levels[int(index)], int(index), *json.loads(numbers)) for index, numbers in facts.items()]
+        rows = [Kept(levels[name], *json.loads(numbers)) for name, numbers in facts.items() if name in levels]
         return sorted(rows, key=lambda kept: kept.nbytes)
 
 

@@ -19,6 +19,7 @@ from tests.conftest import ROOT, write_folder
 
 from edgellm.export import config, evopress, pipeline
 from edgellm.export import search as searching
+from edgellm.export import units as level_units
 from edgellm.export.allocate import Choice, Option, allocate, size, smallest_first
 from edgellm.export.bank import DENSE, Bank
 from edgellm.export.budget import Budget
@@ -28,6 +29,7 @@ from edgellm.export.decoder import forward
 from edgellm.export.divergence import Divergence
 from edgellm.export.estimate import Estimate
 from edgellm.export.evopress import Parent, evolve, mutate
+from edgellm.export.level import Level
 from edgellm.export.units import nbytes, offered, units
 from edgellm.runtime import load
 from edgellm.runtime.cli import main
@@ -167,6 +169,14 @@ def test_the_bank_gives_the_weights_that_it_measured(bank: Bank) -> None:
     assert 0.05 < float(off.norm() / gate.norm()) < 0.9
     assert float((smallest.matrix("layers.1.gate") == 0).float().mean()) == pytest.approx(0.5, abs=0.02)
     assert torch.equal(smallest.matrix("embedding", slice(3, 9)), smallest.matrix("embedding")[3:9])
+
+
+def test_a_kept_bank_knows_its_levels_when_others_are_offered(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(level_units, "DENSE", (Level(4), Level(8)))
+    again = Bank(bank._config, open_checkpoint(bank._config.source), bank._folder)
+    again.fill(torch.zeros((1, 8), dtype=torch.int64))
+    before = [[kept for kept in row if str(kept.level) not in ("4 in 32s", "4 symmetric")] for row in bank.kept]
+    assert again.kept == before != bank.kept
 
 
 def test_divergence_is_the_mean_kl_of_the_next_token(bank: Bank) -> None:
