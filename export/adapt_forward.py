@@ -14,7 +14,9 @@ HIDDEN = -1e30  # what a score gets where a query may not look: its probability 
 
 
 class Forward:
-    """One carrier's. kept: soft prompts' keys and values, a layer each."""
+    """The nodes of a forward pass with one carrier's tensors in place. kept: names of a soft prompt's keys and values,
+    float32 [1, kv_heads, P, head_dim], a layer each.
+    """
 
     def __init__(self, arch: Architecture, tape: Tape, carrier: str) -> None:
         self.arch, self.tape, self.carrier = arch, tape, carrier
