@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edgellm.export import gguf_facts, tokenizer
 from edgellm.export.architectures import role
 from edgellm.export.family import expected, gguf_family, locate
+from edgellm.export.gguf_tied import tie
 from edgellm.kernels.layout import Format, Quantized
 from edgellm.runtime.errors import CheckpointError
 
@@ -36,6 +37,7 @@ class GgufSource:
         self.path = path
         self.metadata, self._tensors, self._map = _read(path)
         self._family = gguf_family(str(self.metadata.get("general.architecture", "")))
+        tie(self._tensors, self._family.gguf["embedding"], self._family.gguf["head"])
         self.architecture = gguf_facts.architecture(self.metadata, self._tensors, self._family, path)
         self.name = self.architecture.name
         self._check_tensors()

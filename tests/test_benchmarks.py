@@ -25,6 +25,7 @@ from tests.benchmarks.process import Failed, ask, busy_neighbour
 from tests.benchmarks.rounds import interleave, medians, ratios, share
 from tests.benchmarks.tied_gguf import EMBEDDING, tied
 from tests.bundles import make_bundle
+from tests.export.test_gguf_tied import write_twice
 
 FAKE = """
 import sys
@@ -197,25 +198,14 @@ def test_what_cannot_be_made_is_told_and_leaves_nothing(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("twice", [True, False])
 def test_a_matrix_stored_twice_is_stored_once(tiny_gguf: Path, tmp_path: Path, twice: bool) -> None:
-    reader = gguf.GGUFReader(tiny_gguf)
-    source, out = tmp_path / "twice.gguf", tmp_path / "tied/once.gguf"
-    writer = gguf.GGUFWriter(source, "llama")
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    embedding = next(tensor for tensor in reader.tensors if tensor.name == EMBEDDING)
-    head = gguf.quants.dequantize(embedding.data, embedding.tensor_type)
-    writer.add_tensor("output.weight", head if twice else head[::-1].copy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    source, out = write_twice(tiny_gguf, tmp_path / "twice.gguf", other=not twice), tmp_path / "tied/once.gguf"
     assert tied(tiny_gguf, out) == tiny_gguf
     assert tied(source, out) == (out if twice else source)
     if twice:
         found = {tensor.name: tensor for tensor in gguf.GGUFReader(out).tensors}
         assert "output.weight" not in found
         assert found[EMBEDDING].tensor_type == gguf.GGMLQuantizationType.F32
-        assert len(found) == len(reader.tensors)
+        assert len(found) == len(gguf.GGUFReader(tiny_gguf).tensors)
 
 
 def test_every_peer_has_a_runner_and_a_file_to_make() -> None:
