@@ -1,11 +1,10 @@
 """What adapting to one half of a domain's questions does to the answers on that half, and on the other one.
 
     python -m tests.benchmarks.adaptation BUNDLE agriculture-qa.json -o build/bench/farm.json
-    python -m tests.benchmarks.adaptation --table build/bench/farm.json
+    python -m tests.benchmarks.adaptation_table build/bench/farm.json
 
-Questions are asked in the chat template, greedily. A run is one cell of the table; what the file has already is not run
-again, so that a long table can be made in turns (--only). Differences from the base model are of the same questions,
-with 95 % intervals by a paired bootstrap.
+Questions are asked in the chat template, greedily. What the file has already is not run again, so that a long table can
+be made in turns (--only).
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import argparse
 import json
 import re
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +39,6 @@ CELLS: dict[str, dict[str, Any]] = {
     "sytta static, k 16": {"objective": "sytta", "tokens": 16, "check": 0.0},
     "sytta dynamic, k 16": {"objective": "sytta", "reference": "dynamic", "tokens": 16, "check": 0.0},
 }
-MEASURES = ("rougeLsum", "rouge1", "rougeL", "f1", "nll", "words")
 
 
 def halves(path: Path, size: int, seed: int = 0) -> dict[str, list[dict[str, str]]]:
@@ -107,48 +104,12 @@ def run(args: argparse.Namespace, cell: str) -> dict[str, Any]:
     return result | {half: measure(session, pairs, args.new_tokens) for half, pairs in data.items()}
 
 
-def distinct2(rows: list[dict[str, Any]]) -> float:
-    """Different pairs of words over all pairs, of all answers together."""
-    pairs = [pair for row in rows for words in [row["answer"].split()] for pair in pairwise(words)]
-    return len(set(pairs)) / max(1, len(pairs))
-
-
-def interval(differences: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % of the mean's bootstrap."""
-    rng = np.random.default_rng(seed)
-    means = differences[rng.integers(0, len(differences), (2000, len(differences)))].mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def table(results: dict[str, Any]) -> str:
-    """Markdown: means, and for ROUGE-Lsum and the reference answers' NLL the difference from base."""
-    if "base" not in results:
-        return "there is no run of the base model yet: --only base"
-    lines = []
-    for half in ("adapted to", "held out"):
-        lines += ["", f"{half}, {len(results['base'][half])} questions", ""]
-        lines += ["| run | " + " | ".join(MEASURES) + " | distinct-2 | rougeLsum - base | nll - base |"]
-        lines += ["|---" * (len(MEASURES) + 4) + "|"]
-        base = results["base"][half]
-        for name, result in results.items():
-            rows, cells = result[half], [name]
-            cells += [f"{np.mean([row[key] for row in rows]):.3f}" for key in MEASURES] + [f"{distinct2(rows):.2f}"]
-            for key in ("rougeLsum", "nll"):
-                apart = np.array([row[key] - other[key] for row, other in zip(rows, base, strict=True)])
-                low, high = interval(apart)
-                cells.append(f"{apart.mean():+.3f} ({low:+.3f} to {high:+.3f})")
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, nargs="?")
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--table", type=Path, help="print a finished file")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(CELLS), help=f"of {', '.join(CELLS)}")
     parser.add_argument("--carrier", default="prefix")
     parser.add_argument("--rate", type=float, default=CohortSettings.rate)
@@ -157,15 +118,14 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    path = args.table or args.output
+    path: Path = args.output
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for cell in [] if args.table else args.only:
+    for cell in args.only:
         name = cell if cell == "base" or args.carrier == "prefix" else f"{args.carrier}, {cell}"
         if name not in results:
             results[name] = run(args, cell)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(results), encoding="utf-8")
-    print(table(results))
 
 
 if __name__ == "__main__":

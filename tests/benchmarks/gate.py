@@ -32,7 +32,8 @@ from edgellm.runtime.objective import OBJECTIVES
 from edgellm.runtime.question import Question, asked
 from edgellm.runtime.schema import Gate
 from edgellm.runtime.session import Session
-from tests.benchmarks.adaptation import answer_nll, halves, interval, sentences
+from tests.benchmarks.adaptation import answer_nll, halves, sentences
+from tests.benchmarks.adaptation_table import interval
 
 EVERYDAY = Path(__file__).with_name("everyday.json")
 ALWAYS = Gate(-1.0, -1.0, 1, True)
