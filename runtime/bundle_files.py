@@ -24,6 +24,7 @@ REQUIRED = (GRAPH, WEIGHTS, TOKENIZER)
 LARGEST_MANIFEST = 1 << 26  # bytes; the real ones are under 100 kB
 HASHED_ALWAYS = 1 << 26  # files below this size are hashed at every load (64 MiB take about 50 ms)
 AGAIN = "Export it again: edgellm export SOURCE OUT"
+ADAPT_AGAIN = "Export it again with --adapt."
 
 
 @dataclass(frozen=True)
