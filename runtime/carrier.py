@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.runtime.adapter import Tensors
-from edgellm.runtime.bundle_files import ADAPT, HEAD, SOFT
+from edgellm.runtime.bundle_files import ADAPT, HEAD, LORA, LORA_GRAPH, SOFT
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.gradient import Gradient, GraphGradient, UnitGradient, scaled
 from edgellm.runtime.head import Head, unprepared
+from edgellm.runtime.low_rank import first_updates, units
 from edgellm.runtime.objective import Example
 from edgellm.runtime.schema import Manifest
 from edgellm.runtime.session import Session
@@ -60,7 +61,7 @@ class _Learned:
 
     @cached_property
     def graph(self) -> GraphGradient:
-        """adapt.onnx or soft.onnx, opened when first asked for."""
+        """adapt.onnx, soft.onnx or lora.onnx, opened when first asked for."""
         return GraphGradient(*self._where, self.name)
 
 
@@ -112,6 +113,24 @@ class Soft(_Learned):
         return rows | self.graph.prefix(rows)
 
 
+class Lora(_Learned):
+    """Low-rank updates of q and v, which add nothing at first (low_rank.py)."""
+
+    name, files = "lora", (LORA, LORA_GRAPH)
+
+    def begin(self, session: Session, first: Sequence[int], most: int) -> Start:
+        """See Carrier.begin."""
+        return Start([], first_updates(session.manifest.model))
+
+    def gradient(self, example: Example, prompt: NDArray[np.float32]) -> UnitGradient:
+        """See Carrier.gradient."""
+        return UnitGradient(self.graph, units(self._where[1].model))
+
+    def complete(self, tensors: Tensors) -> Tensors:
+        """See Carrier.complete."""
+        return scaled(tensors, units(self._where[1].model))
+
+
 class Delta:
     """A shift of what the head reads, zero at first."""
 
@@ -142,7 +161,7 @@ class Delta:
 
 
 CARRIERS: dict[str, Callable[[Path, Manifest, int | None], Carrier]]
-CARRIERS = {kind.name: kind for kind in (Prefix, Soft, Delta)}
+CARRIERS = {kind.name: kind for kind in (Prefix, Soft, Lora, Delta)}
 
 
 def carrier_of(name: str, folder: Path, manifest: Manifest, threads: int | None = None) -> Carrier:

@@ -1,5 +1,5 @@
-"""The losses of an example and their exact gradient with respect to a carrier's tensors: adapt.onnx, or soft.onnx for a
-soft prompt, behind a call."""
+"""The losses of an example and their exact gradient with respect to a carrier's tensors: adapt.onnx, or soft.onnx or
+lora.onnx for these carriers, behind a call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgellm.runtime.adapter import TENSORS, Tensors
-from edgellm.runtime.bundle_files import ADAPT, SOFT
+from edgellm.runtime.bundle_files import ADAPT, LORA, SOFT
 from edgellm.runtime.objective import Example, Losses, Weights
 from edgellm.runtime.onnx_backend import register_operators
 from edgellm.runtime.onnx_graph import check_ends, failed, open_graph
@@ -19,7 +19,8 @@ from edgellm.runtime.schema import Manifest
 LOSSES = ("ida", "entropy", "kl")
 INPUTS = {"ids", "positions", "prompt_rows", "targets", "prompt_weights", "answer_rows", "answer_weights", "reference"}
 INPUTS |= {f"w_{name}" for name in LOSSES}
-GRAPHS = {"prefix": (ADAPT, ("key", "value")), "soft": (SOFT, ("soft",))}  # of a carrier: its graph, what it learns
+GRAPHS: dict[str, tuple[str, tuple[str, ...]]]  # of a carrier: its graph, what it learns
+GRAPHS = {"prefix": (ADAPT, ("key", "value")), "soft": (SOFT, ("soft",)), "lora": (LORA, TENSORS["lora"])}
 
 
 class Gradient(Protocol):
