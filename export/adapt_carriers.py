@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from edgellm.export.architectures import Architecture
+from edgellm.runtime.adapter import RANK
 
-RANK = 8  # of LoRA (SyTTA)
 LORA_SCALE = 2.0  # alpha / rank; LLaMA-Factory's alpha = 16 (SyTTA's could not be looked up)
 
 CARRIERS = ("prefix", "soft", "lora")

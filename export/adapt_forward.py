@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from edgellm.export.adapt_carriers import LORA_SCALE, RANK, carrier_shapes
+from edgellm.export.adapt_carriers import LORA_SCALE, carrier_shapes
 from edgellm.export.architectures import Architecture, Layer
 from edgellm.export.rope import Rope
 from edgellm.export.tape import Tape
+from edgellm.runtime.adapter import RANK
 
 HIDDEN = -1e30  # what a score gets where a query may not look: its probability is exactly 0
 

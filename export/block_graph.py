@@ -11,6 +11,7 @@ from typing import Any
 
 from onnx import helper
 
+from edgellm.export.adapt_carriers import LORA_SCALE
 from edgellm.export.architectures import Architecture
 from edgellm.export.nodes import Nodes
 
@@ -49,9 +50,9 @@ def fused_block(b: Nodes, arch: Architecture, layer: int, x: str, rotation: tupl
 
 
 def separate_block(
-    b: Nodes, arch: Architecture, layer: int, x: str, rotation: tuple[str, str], caches: list[str]
+    b: Nodes, arch: Architecture, layer: int, x: str, rotation: tuple[str, str], caches: list[str], lora: bool = False
 ) -> str:
-    """The block as NMMatMul, PrunedKVAttention and standard operators."""
+    """The block as NMMatMul, PrunedKVAttention and standard operators. lora: with updates of q and v."""
     at, eps = f"layers.{layer}", arch.norm_eps
 
     def linear(y: str, role: str, output: str, residual: str = "", norm: str = "") -> str:
@@ -71,6 +72,8 @@ def separate_block(
     else:  # stored in formats of their own
         parts = [linear(x, role, f"{at}.{role}.out", norm="attention_norm") for role in ("q", "k", "v")]
         qkv = b.node("Concat", parts, f"{at}.qkv.out", axis=1)
+    if lora:
+        qkv = _updated(b, arch, layer, x, qkv)
     mixed = f"{at}.mixed"
     inputs, sizes = [qkv, *rotation, "positions", "control", *caches], attention_attributes(arch, layer)
     if arch.qk_norm:
@@ -85,6 +88,17 @@ def separate_block(
     x = added(x, mixed, "o", "post_attention_norm", f"{at}.attended")
     hidden = b.matmul(x, f"{at}.gate_up", f"{at}.gated", arch.activation, norm=f"{at}.mlp_norm", epsilon=eps)
     return added(x, hidden, "down", "post_mlp_norm", f"{at}.out")
+
+
+def _updated(b: Nodes, arch: Architecture, layer: int, x: str, qkv: str) -> str:
+    """qkv + LORA_SCALE * norm(x) down up, of the graph's inputs down.L and up.L; the very qkv where up is 0.
+
+    Gemm adds to its product, whether qkv came from one matrix or from three.
+    """
+    at = f"layers.{layer}"
+    normed = b.norm(x, f"{at}.attention_norm", arch.norm_eps, f"{at}.normed")
+    low = b.node("Gemm", [normed, f"down.{layer}"], f"{at}.low", alpha=LORA_SCALE)
+    return b.node("Gemm", [low, f"up.{layer}", qkv], f"{at}.qkv.updated")
 
 
 def _key_shift(b: Nodes, at: str) -> str:

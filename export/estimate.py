@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgellm.devices.cores import usable_cores
-from edgellm.export.adapt_graph import adapt_graph, head_graph
+from edgellm.export.adapt_files import adapt_files
 from edgellm.export.architectures import Architecture
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
@@ -105,7 +105,7 @@ def _other_files(checkpoint: Checkpoint, placed: dict[str, Placed], adapt: bool)
     arch = checkpoint.architecture
     graphs = [decoder_graph(arch, placed)]
     if adapt:
-        graphs += [adapt_graph(arch, placed), adapt_graph(arch, placed, "soft"), head_graph(arch, placed)]
+        graphs += [graph for _, graph in adapt_files(arch, placed, kv_bits=16)]  # as large at 8
     texts = (checkpoint.tokenizer_json(), checkpoint.chat_template or "")
     tables = len(vocabulary_tables(texts[0]) or b"")
     matrices = sum(at.format is not None for at in placed.values())

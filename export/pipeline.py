@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgellm.export.adapt_facts import adapt_facts
-from edgellm.export.adapt_graph import adapt_graph, head_graph
+from edgellm.export.adapt_files import adapt_files
 from edgellm.export.block_recovery import Goal
 from edgellm.export.calibrate import calibration_ids
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
@@ -132,9 +132,8 @@ def export(
         # 4. The graph around the packed weights, and what text needs.
         bundle.write("model.onnx", decoder_graph(arch, writing.placed, kv_bits=config.kv_bits).SerializeToString())
         if config.adapt:
-            bundle.write("adapt.onnx", adapt_graph(arch, writing.placed).SerializeToString())
-            bundle.write("soft.onnx", adapt_graph(arch, writing.placed, "soft").SerializeToString())
-            bundle.write("head.onnx", head_graph(arch, writing.placed).SerializeToString())
+            for name, graph in adapt_files(arch, writing.placed, config.kv_bits):
+                bundle.write(name, graph.SerializeToString())
         write_tokenizer(bundle.write, checkpoint.tokenizer_json())
         if checkpoint.chat_template is not None:
             bundle.write("chat_template.jinja", checkpoint.chat_template.encode())

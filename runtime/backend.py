@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,4 +46,15 @@ class Backend(Protocol):
 
     def write_slots(self, name: str, slots: NDArray[np.int64], values: NDArray[Any]) -> None:
         """Overwrite one cache buffer at slots [S] with values [kv_heads, S, …]."""
+        ...
+
+
+@runtime_checkable
+class Updatable(Protocol):
+    """A backend that can also answer with LoRA's updates."""
+
+    def update(self, inputs: Mapping[str, NDArray[np.float32]] | None) -> None:
+        """From the next run on answer with low_rank.graph_inputs, or with None of the model alone; the cache's buffers
+        are the same ones, and what they hold of the sequence is to be forgotten. Raises BundleError.
+        """
         ...

@@ -14,7 +14,8 @@ GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 TOKENIZER = "tokenizer.json"
 TABLES = "tokenizer.tables"  # the same in tables, for the kinds they can describe
-ADAPT, SOFT, HEAD = "adapt.onnx", "soft.onnx", "head.onnx"  # of bundles exported with --adapt
+ADAPT, SOFT, LORA, HEAD = "adapt.onnx", "soft.onnx", "lora.onnx", "head.onnx"  # of bundles exported with --adapt
+LORA_GRAPH = "model-lora.onnx"  # of these too: GRAPH with LoRA's updates as inputs
 CHAT_TEMPLATE = "chat_template.jinja"
 ENGINE_GRAPH = "engine.onnx"  # what a TensorRT engine is built from
 ENGINE_WEIGHTS = "engine.onnx.data"
@@ -24,6 +25,7 @@ REQUIRED = (GRAPH, WEIGHTS, TOKENIZER)
 LARGEST_MANIFEST = 1 << 26  # bytes; the real ones are under 100 kB
 HASHED_ALWAYS = 1 << 26  # files below this size are hashed at every load (64 MiB take about 50 ms)
 AGAIN = "Export it again: edgellm export SOURCE OUT"
+ADAPT_AGAIN = "Export it again with --adapt."
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.runtime.adapter import Tensors
+from edgellm.runtime.bundle_files import ADAPT, HEAD, LORA, LORA_GRAPH, SOFT
 from edgellm.runtime.errors import UsageError
-from edgellm.runtime.gradient import Gradient, GraphGradient, SoftGradient
-from edgellm.runtime.head import Head
+from edgellm.runtime.gradient import Gradient, GraphGradient, UnitGradient, scaled
+from edgellm.runtime.head import Head, unprepared
+from edgellm.runtime.low_rank import first_updates, units
 from edgellm.runtime.objective import Example
 from edgellm.runtime.schema import Manifest
 from edgellm.runtime.session import Session
@@ -45,18 +47,28 @@ class Carrier(Protocol):
         ...
 
 
-class Prefix:
-    """Keys and values of the first tokens: they begin as what the model makes of these tokens."""
+class _Learned:
+    """What carriers with a gradient graph of their own share. Raises UsageError for a bundle without their files."""
 
-    name = "prefix"
+    name: str
+    files: tuple[str, ...]
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
+        lacking = next((file for file in self.files if file not in manifest.files), None)
+        if lacking is not None:
+            raise unprepared(lacking)
         self._where = folder, manifest, threads
 
     @cached_property
     def graph(self) -> GraphGradient:
-        """adapt.onnx, opened when first asked for."""
-        return GraphGradient(*self._where)
+        """adapt.onnx, soft.onnx or lora.onnx, opened when first asked for."""
+        return GraphGradient(*self._where, self.name)
+
+
+class Prefix(_Learned):
+    """Keys and values of the first tokens: they begin as what the model makes of these tokens."""
+
+    name, files = "prefix", (ADAPT,)
 
     def begin(self, session: Session, first: Sequence[int], most: int) -> Start:
         """See Carrier.begin. Raises UsageError where the cache no longer holds these tokens."""
@@ -73,19 +85,11 @@ class Prefix:
         return tensors
 
 
-class Soft:
+class Soft(_Learned):
     """Embeddings of the first tokens: they begin as these tokens' own. The model makes a prefix of them."""
 
-    name = "soft"
-
-    def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
-        self._where = folder, manifest, threads
-        self._unit = 1.0  # of the rows: what they begin as has a root mean square of 1
-
-    @cached_property
-    def graph(self) -> GraphGradient:
-        """soft.onnx, opened when first asked for."""
-        return GraphGradient(*self._where, self.name)
+    name, files = "soft", (SOFT, HEAD)
+    _unit = 1.0  # of the rows: what they begin as has a root mean square of 1
 
     @cached_property
     def head(self) -> Head:
@@ -99,13 +103,32 @@ class Soft:
         self._unit = float(np.sqrt(np.mean(rows * rows))) or 1.0
         return Start(tokens, {"soft": rows / np.float32(self._unit)})
 
-    def gradient(self, example: Example, prompt: NDArray[np.float32]) -> SoftGradient:
+    def gradient(self, example: Example, prompt: NDArray[np.float32]) -> UnitGradient:
         """See Carrier.gradient."""
-        return SoftGradient(self.graph, self._unit)
+        return UnitGradient(self.graph, {"soft": self._unit})
+
+    def complete(self, tensors: Tensors) -> Tensors:
+        """See Carrier.complete: the rows themselves, and the prefix that they amount to."""
+        rows = scaled(tensors, {"soft": self._unit})
+        return rows | self.graph.prefix(rows)
+
+
+class Lora(_Learned):
+    """Low-rank updates of q and v, which add nothing at first (low_rank.py)."""
+
+    name, files = "lora", (LORA, LORA_GRAPH)
+
+    def begin(self, session: Session, first: Sequence[int], most: int) -> Start:
+        """See Carrier.begin."""
+        return Start([], first_updates(session.manifest.model))
+
+    def gradient(self, example: Example, prompt: NDArray[np.float32]) -> UnitGradient:
+        """See Carrier.gradient."""
+        return UnitGradient(self.graph, units(self._where[1].model))
 
     def complete(self, tensors: Tensors) -> Tensors:
         """See Carrier.complete."""
-        return SoftGradient(self.graph, self._unit).complete(tensors)
+        return scaled(tensors, units(self._where[1].model))
 
 
 class Delta:
@@ -138,7 +161,7 @@ class Delta:
 
 
 CARRIERS: dict[str, Callable[[Path, Manifest, int | None], Carrier]]
-CARRIERS = {kind.name: kind for kind in (Prefix, Soft, Delta)}
+CARRIERS = {kind.name: kind for kind in (Prefix, Soft, Lora, Delta)}
 
 
 def carrier_of(name: str, folder: Path, manifest: Manifest, threads: int | None = None) -> Carrier:

@@ -1,17 +1,16 @@
-"""The losses of an example and their exact gradient with respect to a carrier's tensors: adapt.onnx, or soft.onnx for a
-soft prompt, behind a call."""
+"""The losses of an example and their exact gradient with respect to a carrier's tensors: adapt.onnx, or soft.onnx or
+lora.onnx for these carriers, behind a call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from edgellm.runtime.adapter import TENSORS, Tensors
-from edgellm.runtime.bundle_files import ADAPT, SOFT
-from edgellm.runtime.head import unprepared
+from edgellm.runtime.bundle_files import ADAPT, LORA, SOFT
 from edgellm.runtime.objective import Example, Losses, Weights
 from edgellm.runtime.onnx_backend import register_operators
 from edgellm.runtime.onnx_graph import check_ends, failed, open_graph
@@ -20,7 +19,8 @@ from edgellm.runtime.schema import Manifest
 LOSSES = ("ida", "entropy", "kl")
 INPUTS = {"ids", "positions", "prompt_rows", "targets", "prompt_weights", "answer_rows", "answer_weights", "reference"}
 INPUTS |= {f"w_{name}" for name in LOSSES}
-GRAPHS = {"prefix": (ADAPT, ("key", "value")), "soft": (SOFT, ("soft",))}  # of a carrier: its graph, what it learns
+GRAPHS: dict[str, tuple[str, tuple[str, ...]]]  # of a carrier: its graph, what it learns
+GRAPHS = {"prefix": (ADAPT, ("key", "value")), "soft": (SOFT, ("soft",)), "lora": (LORA, TENSORS["lora"])}
 
 
 class Gradient(Protocol):
@@ -38,13 +38,11 @@ class Gradient(Protocol):
 class GraphGradient:
     """A carrier's graph in a session of its own, which maps the weights' file like the one that generates.
 
-    Raises UsageError for a bundle without it, and as open_graph does.
+    Raises as open_graph does.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int | None, carrier: str = "prefix") -> None:
         self._file, self._learned = GRAPHS[carrier]
-        if self._file not in manifest.files:
-            raise unprepared()
         self._vocabulary = manifest.model.vocabulary
 
         def prepare(options: Any) -> None:
@@ -101,26 +99,23 @@ class GraphGradient:
         return found
 
 
-class SoftGradient:
-    """A soft prompt's graph for rows in multiples of `unit`, so that rates mean what they do for other carriers:
-    embeddings are far smaller than 1 in some models."""
+def scaled(tensors: Tensors, units: Mapping[str, float]) -> Tensors:
+    """What multiples of units, by name, stand for."""
+    return {name: np.float32(units[name]) * tensor for name, tensor in tensors.items()}
 
-    def __init__(self, graph: GraphGradient, unit: float) -> None:
-        self._graph, self._unit = graph, np.float32(unit)
+
+class UnitGradient:
+    """A graph's gradient for tensors in multiples of units, by name, so that rates mean what they do for a prefix:
+    its values are about 1, embeddings and weights far smaller."""
+
+    def __init__(self, graph: GraphGradient, units: Mapping[str, float]) -> None:
+        self._graph, self._units = graph, units
 
     def losses(self, example: Example, tensors: Tensors) -> Losses:
         """See Gradient.losses."""
-        return self._graph.losses(example, self._rows(tensors))
+        return self._graph.losses(example, scaled(tensors, self._units))
 
     def step(self, example: Example, tensors: Tensors, weights: Weights) -> tuple[Losses, Tensors]:
         """See Gradient.step."""
-        losses, slopes = self._graph.step(example, self._rows(tensors), weights)
-        return losses, {"soft": self._unit * slopes["soft"]}
-
-    def complete(self, tensors: Tensors) -> Tensors:
-        """The rows themselves, and the prefix that they amount to."""
-        rows = self._rows(tensors)
-        return rows | self._graph.prefix(rows)
-
-    def _rows(self, tensors: Tensors) -> Tensors:
-        return {"soft": self._unit * tensors["soft"]}
+        losses, slopes = self._graph.step(example, scaled(tensors, self._units), weights)
+        return losses, scaled(slopes, self._units)  # the chain rule

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.runtime.bundle_files import HEAD
+from edgellm.runtime.bundle_files import ADAPT_AGAIN, HEAD
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.onnx_backend import register_operators
 from edgellm.runtime.onnx_graph import check_ends, failed, open_graph
@@ -63,6 +63,6 @@ class Head:
             raise failed(error, HEAD) from error
 
 
-def unprepared() -> UsageError:
-    """The error to raise where a bundle cannot adapt."""
-    return UsageError("this bundle cannot adapt: it has no gradient graph", "Export it again with --adapt.")
+def unprepared(lacking: str = "gradient graph") -> UsageError:
+    """The error to raise where a bundle cannot adapt. lacking: what it would need."""
+    return UsageError(f"this bundle cannot adapt: it has no {lacking}", ADAPT_AGAIN)

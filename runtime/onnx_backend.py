@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import mmap
 import sys
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from edgellm.kernels.control import FIELDS
+from edgellm.runtime.bundle_files import GRAPH, LORA_GRAPH
 from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.cache_buffers import cache_buffers
 from edgellm.runtime.errors import EdgellmError, no_library
 from edgellm.runtime.onnx_graph import check_ends, failed, first_line, open_graph
 
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 SPIN = "20"  # microseconds
 
 
 class OnnxBackend:
-    """A graph in an onnxruntime.InferenceSession. One OrtValue is each cache buffer's input and output.
+    """A graph in an onnxruntime.InferenceSession. One OrtValue is each cache buffer's input and output. Where LoRA's
+    updates are in use, another graph of the same weights takes its place, over the same buffers.
 
     Raises as open_graph does, and EdgellmError when the operator library cannot be loaded.
     """
@@ -33,12 +34,14 @@ class OnnxBackend:
         self._value: Any = onnxruntime.OrtValue.ortvalue_from_numpy
         self._vocabulary = vocabulary
         self._layout = layout
-        self._session: Any = self._open(folder, threads)
+        self._where = folder, threads
+        self._plain = self._session = self._open(GRAPH)
         self._binding = self._session.io_binding()
         self._inputs: list[NDArray[np.int64]] = []  # ids, positions, rows, control, of the sizes in self._bound
         self._logits = np.empty((0, vocabulary), np.float32)  # of the last run
         self._references = 0  # to it, while no caller has one
         self._bound = (0, 0)
+        self._updates: Mapping[str, NDArray[np.float32]] = {}  # more inputs, that the binding refers to
         self._buffers: dict[str, NDArray[Any]] = {}
         self._bind_cache(self._allocate(layout))
 
@@ -65,8 +68,19 @@ class OnnxBackend:
                 buffer[:] = given
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise failed(error) from error
+            raise failed(error, GRAPH if self._session is self._plain else LORA_GRAPH) from error
         return self._logits
+
+    def update(self, inputs: Mapping[str, NDArray[np.float32]] | None) -> None:
+        """See Updatable.update. The other graph is opened when first used, and stays open."""
+        if inputs is None and self._session is self._plain:
+            return
+        self._session = self._plain if inputs is None else self._with_updates
+        self._binding, self._bound = self._session.io_binding(), (0, 0)
+        self._bind_cache(self._buffers)
+        self._updates = inputs or {}
+        for name, value in self._updates.items():
+            self._binding.bind_ortvalue_input(name, self._value(value))
 
     def resize(self, layout: CacheLayout) -> None:
         """See Backend.resize. Peak memory: both sizes, as far as they are filled."""
@@ -86,7 +100,14 @@ class OnnxBackend:
         """See Backend.write_slots."""
         self._buffers[name][:, slots] = values
 
-    def _open(self, folder: Path, threads: int | None) -> Any:
+    @cached_property
+    def _with_updates(self) -> Any:
+        pairs = [f"{name}.{layer}" for name in ("down", "up") for layer in range(self._layout.layers)]
+        return self._open(LORA_GRAPH, pairs)
+
+    def _open(self, name: str, more: Sequence[str] = ()) -> Any:
+        """The bundle's graph of this name. more: inputs that it takes beside the usual ones."""
+
         def prepare(options: Any) -> None:
             # Weights are stored in their final order and stay in the mapped file: no packed second copy.
             options.add_session_config_entry("session.disable_prepacking", "1")
@@ -96,12 +117,13 @@ class OnnxBackend:
             options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN)
             register_operators(options)
 
-        session = open_graph(folder, threads, prepare)
-        caches = [name for name, _, _ in self._layout.buffers()]
+        session = open_graph(*self._where, prepare, name)
+        caches = [cache for cache, _, _ in self._layout.buffers()]
         check_ends(
             session,
-            {"ids", "positions", "rows", "control", *caches},
-            {"logits", *(f"{name}.out" for name in caches)},
+            {"ids", "positions", "rows", "control", *caches, *more},
+            {"logits", *(f"{cache}.out" for cache in caches)},
+            name,
         )
         return session
 
@@ -157,30 +179,3 @@ def register_operators(options: Any) -> Path:
             "pip install -U onnxruntime",
         ) from error
     return path
-
-
-def cache_buffers(layout: CacheLayout) -> dict[str, NDArray[Any]]:
-    """A cache's buffers by name, each zeros from a 64-byte boundary, in one mapping of its own.
-
-    Its pages stay unbacked until written, so that an unused budget costs no memory: zeros from the heap back what an
-    earlier owner had written. Pages are small, since one token in every head would otherwise back all of them.
-    Raises MemoryError or OSError where there is no room.
-    """
-    places: list[tuple[str, tuple[int, ...], DTypeLike, int]] = []
-    end = 0
-    for name, shape, dtype in layout.buffers():
-        places.append((name, shape, dtype, end))
-        end += math.prod(shape) * np.dtype(dtype).itemsize
-        end += -end % ALIGNMENT
-    memory: Any
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
-        memory = mmap.mmap(-1, end, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            memory.madvise(mmap.MADV_NOHUGEPAGE)
-    else:
-        memory = np.zeros(end + ALIGNMENT, np.uint8)
-        memory = memory[-memory.ctypes.data % ALIGNMENT :]
-    return {
-        name: np.frombuffer(memory, dtype, math.prod(shape), start).reshape(shape)
-        for name, shape, dtype, start in places
-    }

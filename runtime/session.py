@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.runtime.backend import Backend
+from edgellm.runtime.backend import Backend, Updatable
 from edgellm.runtime.cache import cache_layout
-from edgellm.runtime.errors import ContextError, UsageError
+from edgellm.runtime.errors import BundleError, ContextError, UsageError
 from edgellm.runtime.generation import Generation, Result
 from edgellm.runtime.kv_cache import CacheCopy, KVCache
 from edgellm.runtime.kv_policy import KVPolicy
@@ -145,16 +145,16 @@ class Session:
         """Answer with an adapter from now on, or without one; the sequence is forgotten.
 
         Raises AdapterError for one that was made with another bundle, UsageError where the KV budget has no room for
-        it; the session goes on as it was then, but for its sequence.
+        it or the backend cannot run it, BundleError for a damaged graph of LoRA's; the session goes on as it was then,
+        but for its sequence.
         """
         if adapter is not None:
             adapter.check(self.manifest)
-        before, self._adapter = self._adapter, adapter
+        before = self._adapter
         try:
-            self.reset()
-        except UsageError:
-            self._adapter = before
-            self.reset()
+            self._take(adapter)
+        except (UsageError, BundleError):
+            self._take(before)
             raise
 
     def first(self, tokens: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -313,6 +313,19 @@ class Session:
         for _ in generation:
             pass
         return generation.result
+
+    def _take(self, adapter: Adapter | None) -> None:
+        backend, inputs = self._cache.backend, None
+        if adapter is not None and adapter.facts.carrier == "lora":
+            from edgellm.runtime.low_rank import graph_inputs
+
+            inputs = graph_inputs(adapter.tensors)
+        if isinstance(backend, Updatable):
+            backend.update(inputs)
+        elif inputs is not None:
+            raise UsageError("a LoRA adapter needs edgellm's own graph, on the CPU", "Leave --backend out.")
+        self._adapter = adapter
+        self.reset()
 
     def _refuse_adapter(self, done: str) -> None:
         if self._adapter is not None:  # a cache file does not say whose adapter made it

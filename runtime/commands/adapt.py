@@ -30,7 +30,8 @@ from edgellm.runtime.questions_file import read_questions
 @click.option("--mode", type=click.Choice(["cohort", "stream"]), default="cohort", show_default=True,
               help="cohort: learn from all, then freeze. stream: answer each, then learn from it.")  # fmt: skip
 @click.option("--carrier", type=click.Choice(list(CARRIERS)), default="prefix", show_default=True,
-              help="Keys and values of the first tokens, their embeddings, or a shift of the logits.")  # fmt: skip
+              help="Keys and values of the first tokens, their embeddings, updates of q and v (LoRA), or a shift of "
+              "the logits.")  # fmt: skip
 @click.option("--objective", type=click.Choice(OBJECTIVES), default=CohortSettings.objective, show_default=True,
               help="tlm: surprise at the question. entropy: doubt about the answer. sytta: both.")  # fmt: skip
 @click.option("--reference", type=click.Choice(REFERENCES), default="static", show_default=True,

@@ -30,8 +30,9 @@ def adapt_options(command: F) -> F:
     """--adapt and --carrier."""
     told = "Where an answer begins in doubt, adapt to the question first, and forget it afterwards."
     command = click.option(
-        "--carrier", type=click.Choice(["prefix", "soft", "delta"]), default="prefix", show_default=True,
-        help="What --adapt changes: keys and values of the first tokens, their embeddings, or a shift of the logits.",
+        "--carrier", type=click.Choice(["prefix", "soft", "lora", "delta"]), default="prefix", show_default=True,
+        help="What --adapt changes: keys and values of the first tokens, their embeddings, updates of q and v (LoRA), "
+        "or a shift of the logits.",
     )(command)  # fmt: skip
     return click.option("--adapt", is_flag=True, help=told)(command)
 

@@ -11,14 +11,27 @@ from typing import Any
 
 import click
 
-from edgellm.runtime.bundle_files import ADAPT, CHAT_TEMPLATE, GRAPH, HEAD, REPORT, SOFT, TABLES, TOKENIZER, WEIGHTS
+from edgellm.runtime.bundle_files import (
+    ADAPT,
+    CHAT_TEMPLATE,
+    GRAPH,
+    HEAD,
+    LORA,
+    LORA_GRAPH,
+    REPORT,
+    SOFT,
+    TABLES,
+    TOKENIZER,
+    WEIGHTS,
+)
 from edgellm.runtime.commands.options import bundle_argument, json_option, verify_option
 from edgellm.runtime.commands.output import print_json
 from edgellm.runtime.manifest import read_manifest
 from edgellm.runtime.schema import Manifest, Matrix
 
 PARTS = {WEIGHTS: "weights", GRAPH: "graph", TOKENIZER: "tokenizer", TABLES: "tokenizer"}
-PARTS |= {CHAT_TEMPLATE: "chat_template", REPORT: "report", ADAPT: "adapt", SOFT: "adapt", HEAD: "adapt"}
+PARTS |= {CHAT_TEMPLATE: "chat_template", REPORT: "report"}
+PARTS |= dict.fromkeys((ADAPT, SOFT, LORA, LORA_GRAPH, HEAD), "adapt")
 GROUPS = {"q": "attention", "k": "attention", "v": "attention", "o": "attention", "qkv": "attention"}
 GROUPS |= {"gate": "mlp", "up": "mlp", "gate_up": "mlp", "down": "mlp"}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.runtime import load
-from edgellm.runtime.carrier import Carrier, Delta, Prefix, Soft
+from edgellm.runtime.carrier import Carrier, Delta, Lora, Prefix, Soft
 from edgellm.runtime.question import Question, asked
 from edgellm.runtime.session import Session
 from tests.bundles import make_bundle
@@ -27,7 +27,7 @@ def session(bundle: Path) -> Session:
 
 @pytest.fixture(scope="module")
 def carriers(bundle: Path, session: Session) -> dict[str, Carrier]:
-    return {kind.name: kind(bundle, session.manifest, 1) for kind in (Prefix, Soft, Delta)}
+    return {kind.name: kind(bundle, session.manifest, 1) for kind in (Prefix, Soft, Lora, Delta)}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from edgellm.kernels.sample import uncertainty
 from edgellm.runtime import load
 from edgellm.runtime.adapter import Adapter, Facts
-from edgellm.runtime.carrier import Delta, Prefix, Soft
+from edgellm.runtime.carrier import Carrier, Delta, Lora, Prefix, Soft
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.gate import begin_answer, nll
 from edgellm.runtime.head import Head
@@ -73,6 +73,64 @@ def test_a_soft_prompt_begins_as_its_tokens_and_acts_as_in_its_graph(
     np.testing.assert_allclose(read(session, question, base.ids, 5).losses(example), expected, rtol=2e-2)
     assert expected.kl > 0.1
     session.use(None)
+
+
+def test_lora_begins_as_the_model_and_acts_as_in_its_graph(
+    session: Session, question: Question, carriers: dict[str, Lora]
+) -> None:
+    carrier, base = carriers["lora"], begin_answer(session, question, 4)
+    start = carrier.begin(session, question.ids, 5)
+    assert start.tokens == []
+    example = Example.of(question, base.ids, np.stack(base.rows), 0)
+    gradient, rng = carrier.gradient(example, np.zeros((0, 0), np.float32)), np.random.default_rng(0)
+    for size in (0.0, 0.2):
+        moved = {
+            name: value + np.float32(size) * rng.standard_normal(value.shape, np.float32)
+            for name, value in start.tensors.items()
+        }
+        expected = gradient.losses(example, moved)
+        session.use(Adapter(Facts("lora", session.manifest.weights_sha256, []), carrier.complete(moved)))
+        found = read(session, question, base.ids, 0).losses(example)
+        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-4)
+        assert (expected.kl > 0.1) == (size > 0)
+    session.use(None)
+    assert begin_answer(session, question, 4).ids == base.ids
+
+
+@pytest.mark.parametrize("name", ["prefix", "soft", "lora"])
+def test_carriers_take_turns(session: Session, question: Question, carriers: dict[str, Carrier], name: str) -> None:
+    """LoRA's graph takes the model's place over the same cache, and gives it back."""
+    base, rng = session.generate(question.ids, 20), np.random.default_rng(0)
+
+    def moved(kind: str) -> Adapter:
+        session.use(None)
+        session.extend(question.ids)
+        start = carriers[kind].begin(session, question.ids, 5)
+        tensors = {at: value + rng.standard_normal(value.shape, np.float32) for at, value in start.tensors.items()}
+        facts = Facts(kind, session.manifest.weights_sha256, start.tokens)
+        return Adapter(facts, carriers[kind].complete(tensors))
+
+    one, lora, said = moved(name), moved("lora"), {}
+    for adapter in (one, lora):
+        session.use(adapter)
+        said[id(adapter)] = session.generate(question.ids, 20).ids
+        assert said[id(adapter)] != base.ids
+    for adapter in (one, lora, one, None, lora, lora):
+        session.use(adapter)
+        assert session.generate(question.ids, 20).ids == (said[id(adapter)] if adapter else base.ids)
+    session.use(None)
+    assert session.generate(question.ids, 20).ids == base.ids
+
+
+@pytest.mark.parametrize("kv", ["window:24", "vatp:24,sinks=2,recent=4", "vatp:24,sinks=2,prefill=whole"])
+def test_lora_evicts_as_the_model_does(bundle: Path, question: Question, carriers: dict[str, Lora], kv: str) -> None:
+    own = load(bundle, kv=kv, threads=1)
+    base = own.generate(question.ids, 40)
+    tensors = carriers["lora"].complete(carriers["lora"].begin(own, [], 0).tensors)
+    own.use(Adapter(Facts("lora", own.manifest.weights_sha256, []), tensors))
+    again = own.generate(question.ids, 40)
+    assert (again.ids, again.kv_evictions) == (base.ids, base.kv_evictions)
+    assert base.kv_evictions > 20
 
 
 def test_a_prefix_acts_alike_in_a_cache_of_bytes(tiny_model: Path, tmp_path: Path) -> None:

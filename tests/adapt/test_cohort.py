@@ -11,11 +11,13 @@ import pytest
 
 from edgellm.kernels.sample import uncertainty
 from edgellm.runtime import load
-from edgellm.runtime.adapter import load_adapter, save_adapter
-from edgellm.runtime.carrier import Carrier, Delta, Prefix
+from edgellm.runtime.adapter import Adapter, Facts, load_adapter, save_adapter
+from edgellm.runtime.bundle_files import LORA_GRAPH
+from edgellm.runtime.carrier import CARRIERS, Carrier, Delta, Prefix
 from edgellm.runtime.cohort import CohortSettings, adapt_cohort, stream_cohort
-from edgellm.runtime.errors import EdgellmError, UsageError
+from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
 from edgellm.runtime.gate import begin_answer
+from edgellm.runtime.low_rank import first_updates
 from edgellm.runtime.question import Question, asked
 from edgellm.runtime.reading import read
 from edgellm.runtime.session import Session
@@ -23,7 +25,7 @@ from tests.adapt.examples import TEXTS, command, shifted
 from tests.bundles import make_bundle
 
 
-@pytest.mark.parametrize("name", ["prefix", "soft", "delta"])
+@pytest.mark.parametrize("name", ["prefix", "soft", "lora", "delta"])
 def test_a_cohort_is_learned_from_and_kept(
     bundle: Path, session: Session, carriers: dict[str, Carrier], tmp_path: Path, name: str
 ) -> None:
@@ -107,9 +109,10 @@ def test_verbs(bundle: Path, tmp_path: Path) -> None:
     assert (code, json.loads(told)["adapter"]) == (0, str(out))
     code, told, _ = command(*asking, "--adapter", tmp_path)  # about other ships, but about ships
     assert code == 0
-    code, told, _ = command(*asking, "--adapt", "--carrier", "delta")
-    report = json.loads(told)["adapt"]
-    assert {"entropy", "gated", "nll", "steps", "accepted", "entropy_after", "kl", "extra_s"} <= set(report)
+    for carrier in CARRIERS:
+        code, told, _ = command(*asking, "--adapt", "--carrier", carrier)
+        report = json.loads(told)["adapt"]
+        assert {"entropy", "gated", "nll", "steps", "accepted", "entropy_after", "kl", "extra_s"} <= set(report)
     code, _, told = command(*asking, "--adapt", "--adapter", out)
     assert (code, "not from an adapter" in told) == (2, True)
     code, _, told = command(*asking, "--adapt", "--prompt-cache", tmp_path / "none")
@@ -159,8 +162,42 @@ def test_bad_questions_are_told(bundle: Path, tmp_path: Path, content: str, told
     assert told in error
 
 
-def test_a_bundle_without_the_graph_says_so(tiny_model: Path, tmp_path: Path) -> None:
-    make_bundle(tiny_model, tmp_path / "plain", bits=8)
-    code, _, error = command("generate", tmp_path / "plain", "-p", "Ships", "--adapt")
+@pytest.fixture(scope="module")
+def plain_bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plain") / "bundle"
+    make_bundle(tiny_model, out, bits=8)
+    return out
+
+
+@pytest.mark.parametrize("name", list(CARRIERS))
+def test_a_bundle_without_the_graph_says_so(plain_bundle: Path, name: str) -> None:
+    code, _, error = command("generate", plain_bundle, "-p", "Ships", "--adapt", "--carrier", name)
     assert code == 2
     assert "Export it again with --adapt" in error
+
+
+def test_a_bundle_without_loras_graph_refuses_its_adapters(plain_bundle: Path, tmp_path: Path) -> None:
+    session = load(plain_bundle, threads=1)
+    updates = first_updates(session.manifest.model)
+    save_adapter(tmp_path / "x.adapter", Adapter(Facts("lora", session.manifest.weights_sha256, []), updates))
+    code, _, error = command("generate", plain_bundle, "-p", "Ships", "--adapter", tmp_path / "x.adapter")
+    assert code == 1
+    assert "it has no model-lora.onnx" in error
+    assert "Export it again with --adapt" in error
+
+
+def test_a_damaged_graph_of_loras_leaves_the_session_as_it_was(bundle: Path, question: Question) -> None:
+    session = load(bundle, threads=1)
+    base = session.generate(question.ids, 8).ids
+    adapter = Adapter(Facts("lora", session.manifest.weights_sha256, []), first_updates(session.manifest.model))
+    whole = (bundle / LORA_GRAPH).read_bytes()
+    try:
+        (bundle / LORA_GRAPH).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(BundleError, match=r"model-lora\.onnx cannot be loaded"):
+            session.use(adapter)
+    finally:
+        (bundle / LORA_GRAPH).write_bytes(whole)
+    assert session.adapter is None
+    assert session.generate(question.ids, 8).ids == base
+    session.use(adapter)
+    assert session.generate(question.ids, 8).ids == base

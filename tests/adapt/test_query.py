@@ -24,7 +24,7 @@ ALWAYS, NEVER = Gate(-1.0, -1.0, 1, True), Gate(100.0, 100.0, 1, True)
 BOLD = Settings(objective="sytta", most_kl=10.0)  # a random model moves far in a step
 
 
-@pytest.mark.parametrize("name", ["prefix", "soft", "delta"])
+@pytest.mark.parametrize("name", ["prefix", "soft", "lora", "delta"])
 def test_a_gated_question_is_adapted_to_and_forgotten(
     session: Session, question: Question, carriers: dict[str, Carrier], name: str
 ) -> None:
@@ -41,7 +41,7 @@ def test_a_gated_question_is_adapted_to_and_forgotten(
     assert session.generate(question.ids, 20).ids == base.ids
 
 
-@pytest.mark.parametrize("name", ["prefix", "soft", "delta"])
+@pytest.mark.parametrize("name", ["prefix", "soft", "lora", "delta"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_what_is_not_believed_leaves_the_base_answer(
     session: Session, question: Question, carriers: dict[str, Carrier], name: str, temperature: float
@@ -78,7 +78,7 @@ def test_a_reading_has_the_losses_of_answering(session: Session, question: Quest
     np.testing.assert_allclose(losses, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["prefix", "soft", "delta"])
+@pytest.mark.parametrize("name", ["prefix", "soft", "lora", "delta"])
 def test_what_was_read_to_judge_is_what_the_answer_goes_on_from(
     session: Session, question: Question, carriers: dict[str, Carrier], name: str
 ) -> None:

@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 
 from edgellm.runtime.adapter import Adapter, Facts, load_adapter, nearest, save_adapter, stored_adapters
-from edgellm.runtime.errors import AdapterError
+from edgellm.runtime.append_only import AppendOnly
+from edgellm.runtime.bundle_files import LORA_GRAPH
+from edgellm.runtime.errors import AdapterError, UsageError
+from edgellm.runtime.low_rank import first_updates, graph_inputs
+from edgellm.runtime.plugin_backend import PluginBackend
 from edgellm.runtime.schema import Manifest
+from edgellm.runtime.standard_backend import StandardBackend
 from tests.runtime.fakes import make_session
 
 
@@ -62,6 +67,54 @@ def test_a_spoilt_file_is_refused(
 def test_a_missing_file_is_told(manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="there is no such file"):
         load_adapter(tmp_path / "none", manifest)
+
+
+@pytest.fixture
+def lora(manifest: Manifest) -> Adapter:
+    return Adapter(Facts("lora", manifest.weights_sha256, []), first_updates(manifest.model))
+
+
+def test_loras_shapes_are_the_models(lora: Adapter, manifest: Manifest) -> None:
+    with_graph = replace(manifest, files={**manifest.files, LORA_GRAPH: manifest.files["model.onnx"]})
+    lora.check(with_graph)
+    for changed in (
+        replace(lora, facts=replace(lora.facts, tokens=[1])),
+        replace(lora, tensors={**lora.tensors, "q.up": lora.tensors["v.up"]}),
+        replace(lora, tensors={**lora.tensors, "v.up": lora.tensors["v.up"] + np.float32(np.inf)}),
+        replace(lora, tensors={name: t for name, t in lora.tensors.items() if name != "q.down"}),
+        replace(lora, tensors={name: t[..., :4] for name, t in lora.tensors.items()}),
+    ):
+        with pytest.raises(AdapterError, match="does not fit"):
+            changed.check(with_graph)
+    with pytest.raises(AdapterError, match=r"has no model-lora\.onnx") as told:
+        lora.check(manifest)
+    assert told.value.hint == "Export it again with --adapt."
+
+
+def test_what_the_graph_takes_of_lora_is_both_updates(manifest: Manifest) -> None:
+    rng, tensors = np.random.default_rng(0), first_updates(manifest.model)
+    tensors |= {name: rng.normal(size=t.shape).astype(np.float32) for name, t in tensors.items() if name.endswith("up")}
+    given, x = graph_inputs(tensors), rng.normal(size=(3, manifest.model.hidden)).astype(np.float32)
+    assert set(given) == {"down.0", "down.1", "up.0", "up.1"}
+    for layer in range(2):
+        q, k, v = np.split(x @ given[f"down.{layer}"] @ given[f"up.{layer}"], [64, 96], axis=1)
+        for role, found in (("q", q), ("v", v)):
+            expected = x @ tensors[f"{role}.down"][layer] @ tensors[f"{role}.up"][layer]
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        assert not k.any()
+
+
+def test_lora_is_refused_where_its_graph_cannot_run(lora: Adapter, manifest: Manifest) -> None:
+    """Of what runs graphs only ONNX Runtime's own has one for it."""
+    for backend in (StandardBackend, PluginBackend, AppendOnly):
+        assert not hasattr(backend, "update")
+    session, _ = make_session()
+    session.manifest = replace(manifest, files={**manifest.files, LORA_GRAPH: manifest.files["model.onnx"]})
+    session.prefill([1, 2, 3])
+    with pytest.raises(UsageError, match="needs edgellm's own graph, on the CPU"):
+        session.use(lora)
+    assert session.adapter is None
+    session.generate([1, 2, 3], 4)
 
 
 @pytest.mark.parametrize("kind", ["model", "layers", "nan", "token", "carrier", "nothing"])

@@ -14,11 +14,12 @@ import pytest
 from edgellm.kernels.control import FIELDS
 from edgellm.runtime import load
 from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.cache_buffers import cache_buffers
 from edgellm.runtime.chat import Chat, freeze
 from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
 from edgellm.runtime.kv_policy import parse_kv
 from edgellm.runtime.manifest import parse
-from edgellm.runtime.onnx_backend import OnnxBackend, cache_buffers
+from edgellm.runtime.onnx_backend import OnnxBackend
 from edgellm.runtime.schema import Manifest
 from tests.runtime.fakes import CHATML, DATA, VOCABULARY, byte_tokenizer, make_bundle
 
