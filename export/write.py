@@ -26,7 +26,8 @@ class PartialBundle:
     """A bundle being written, in `.OUT.partial/bundle.partial` beside OUT, and what a later export may go on from.
 
     key: what the contents depend on (journal.fingerprint). begin() finds what a killed export with the same key
-    finished: `journal`, its tensors and texts. Leaving by an error deletes everything; a kill or Ctrl-C keeps it.
+    finished: `journal`, its tensors and texts. Leaving by an error that says what to do, or of the disk, deletes
+    everything; a kill, Ctrl-C or a fault of ours keeps it: hours of work may lie behind it.
     Raises EdgellmError when OUT exists (and not `force`), its parent cannot be written to, or another export to the
     same OUT is running.
     """
@@ -68,7 +69,7 @@ class PartialBundle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._data.close()
-        if kind is None or issubclass(kind, Exception):
+        if kind is None or issubclass(kind, (EdgellmError, OSError)):
             shutil.rmtree(self.work, ignore_errors=True)
         self._lock.close()
 

@@ -23,6 +23,7 @@ from edgellm.export.pipeline import export
 from edgellm.export.write import PartialBundle
 from edgellm.kernels.layout import Format
 from edgellm.runtime.cli import main
+from edgellm.runtime.errors import EdgellmError
 
 WEIGHTS = ("model.onnx", "model.onnx.data", "tokenizer.json")
 
@@ -108,9 +109,28 @@ def test_what_does_not_match_is_done_again(
     assert not work.exists()
 
 
-def test_an_error_leaves_nothing_and_an_interrupt_says_how_to_go_on(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [EdgellmError("no"), OSError(28, "No space left on device"), ImportError("gone")])
+def test_only_a_fault_of_ours_leaves_its_work_behind(
+    error: Exception, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers_done: list[int]
 ) -> None:
+    calibration_file(tmp_path)
+
+    def fails(*arguments: object, **named: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "describe", fails)
+        with pytest.raises(type(error)):
+            export(config(tiny_model, tmp_path / "bundle"))
+    assert not (tmp_path / "bundle").exists()
+    kept = isinstance(error, ImportError)
+    assert (tmp_path / ".bundle.partial").exists() == kept
+    layers_done.clear()
+    export(config(tiny_model, tmp_path / "bundle"))
+    assert bool(layers_done) != kept
+
+
+def test_an_interrupt_says_how_to_go_on(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text, work = calibration_file(tmp_path), tmp_path / ".bundle.partial"
     command = ["export", str(tiny_model), str(tmp_path / "bundle"), "--calibration", str(text), "--bits", "8"]
 
