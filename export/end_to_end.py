@@ -29,12 +29,14 @@ SAVE_EVERY = 120.0  # seconds
 
 @dataclass(frozen=True)
 class Plan:
-    """steps: what is trained at most; seconds: when the clock ends it. granularities: of distill.GRANULARITIES."""
+    """steps: what is trained at most; seconds: when the clock ends it. granularities: of distill.GRANULARITIES. pace:
+    of the rates that blocks are trained with."""
 
     steps: int
     seconds: float
     granularities: tuple[str, ...]
     seed: int
+    pace: float
 
 
 def train(
@@ -62,7 +64,7 @@ def train(
         if share >= 1:
             break
         progress(done, plan.steps)
-        set_rate(optimizer, min(1.0, (share + 1 / plan.steps) / WARM_UP) * (1 - share))
+        set_rate(optimizer, plan.pace * min(1.0, (share + 1 / plan.steps) / WARM_UP) * (1 - share))
         rows = batch(ids, done, plan.seed)
         blocks = [student.block(layer) for layer in range(arch.layers)]
         own = average if share >= LEARNT else []
@@ -77,6 +79,16 @@ def train(
             saved = time.monotonic()
     progress(plan.steps, plan.steps)
     return done
+
+
+def pace(apart: float) -> float:
+    """The pace for a student that is `apart` (divergence, nats a token) from its teacher: the nearer, the smaller.
+
+    Adam's steps are as large whether there is much to learn or little, and where it is little they only undo what
+    blocks were fitted to: SmolLM2 at 4 bits (0.07 nats) got worse at a pace of 1, better at 0.1; with half of its
+    weights pruned (0.8 nats) it got much better at 1.
+    """
+    return min(1.0, apart)
 
 
 def batch(ids: Tensor, step: int, seed: int) -> Tensor:

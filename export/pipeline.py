@@ -33,7 +33,7 @@ from edgellm.export.pack import pack
 from edgellm.export.packed_source import PackedSource
 from edgellm.export.plan import QKV, joined, planned_format
 from edgellm.export.prefix_kv import prefix_budgets, whole
-from edgellm.export.recover import check_memory, recover_whole
+from edgellm.export.recover import check_memory, recover_whole, set_apart
 from edgellm.export.references import References
 from edgellm.export.report import write_report
 from edgellm.export.search import levels_by_size, search
@@ -122,7 +122,7 @@ def export(
             (bundle.folder / name).unlink(missing_ok=True)
         # 2. Text: to calibrate on, and a held-out rest to measure with.
         text, lessons = _text(writing, progress)
-        calibration = lessons[: FROM_FILE[0]]
+        calibration = (set_apart(lessons)[0] if config.distills else lessons)[: FROM_FILE[0]]
         if config.fit:
             config = replace(config, levels=search(config, checkpoint, calibration, room, bundle.work, progress))
             writing.config = config

@@ -16,7 +16,7 @@ from edgellm.export.architectures import MATRICES, Architecture
 from edgellm.export.block_recovery import is_trained
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import HELD_OUT, ExportConfig
-from edgellm.export.end_to_end import Plan, train
+from edgellm.export.end_to_end import Plan, pace, train
 from edgellm.export.nodes import DATA
 from edgellm.export.pack import pack
 from edgellm.export.packed_source import PackedSource
@@ -47,6 +47,13 @@ def check_memory(arch: Architecture, config: ExportConfig) -> None:
         )
 
 
+def set_apart(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(to fit to, to judge by) of text int64 [N, T]. Nothing may be fitted to what judges: on text that blocks were
+    trained on, every training of the whole looks like a loss."""
+    judged = min(JUDGED, len(ids) // 2)
+    return ids[: len(ids) - judged], ids[len(ids) - judged :]
+
+
 def recover_whole(
     config: ExportConfig,
     checkpoint: Checkpoint,
@@ -74,14 +81,14 @@ def recover_whole(
             for name, q in matrices.items()
             if is_trained(config, checkpoint, name, q)
         }
-        steps = planned_steps(arch, config, len(ids), ids.shape[1], usable_cores())
-        plan = Plan(steps, OVER * 60 * config.recover_minutes, config.distill, config.seed)
+        lessons, judges = set_apart(ids)
+        steps = planned_steps(arch, config, len(lessons), ids.shape[1], usable_cores())
         student = Student(arch, latents, Held(arch, packed, torch.float32, without=latents))
         teacher = Held(arch, checkpoint, torch.float32)
-        judged = min(JUDGED, len(ids) // 2)
-        apart = divergence(student, teacher, ids[:judged])
-        steps = train(student, teacher, ids[judged:], plan, progress, folder / STATE)
-        helped = divergence(student, teacher, ids[:judged]) < apart
+        apart = divergence(student, teacher, judges)
+        plan = Plan(steps, OVER * 60 * config.recover_minutes, config.distill, config.seed, pace(apart))
+        steps = train(student, teacher, lessons, plan, progress, folder / STATE)
+        helped = divergence(student, teacher, judges) < apart
         found = {"steps": torch.tensor(steps if helped else 0)}
         matrices |= {name: latent.quantized() for name, latent in latents.items()}
         for layer in range(arch.layers if helped else 0):

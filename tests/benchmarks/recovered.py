@@ -15,13 +15,14 @@ from edgellm.export.compress import Read, rounded
 from edgellm.export.config import ExportConfig
 from edgellm.export.decoder import Block, load_block, propagate
 from edgellm.export.distill import token_weights
-from edgellm.export.end_to_end import Plan, train
+from edgellm.export.end_to_end import Plan, pace, train
 from edgellm.export.hessian import Hessians
 from edgellm.export.level import GROUP
 from edgellm.export.prune import SWEPT, mask
+from edgellm.export.recover import set_apart
 from edgellm.export.sparsegpt import updated
 from edgellm.export.straight_through import Latent
-from edgellm.export.student import Student
+from edgellm.export.student import Student, divergence
 from edgellm.export.vocabulary import embed
 
 
@@ -86,8 +87,10 @@ def recovered(
             train_block(arch, layer, own, fixed, x, goal, config.seed)
         x = propagate(arch, layer, fixed | {part: found.values().detach() for part, found in own.items()}, x)
         latents |= {f"layers.{layer}.{part}": found for part, found in own.items()}
-    plan = Plan(steps, float("inf"), config.distill, config.seed)
-    train(Student(arch, latents, source), Weights(tensors), lessons, plan, progress)
+    student, teacher = Student(arch, latents, source), Weights(tensors)
+    told, judges = set_apart(lessons)
+    plan = Plan(steps, float("inf"), config.distill, config.seed, pace(divergence(student, teacher, judges)))
+    train(student, teacher, told, plan, progress)
     with torch.no_grad():
         source.tensors |= {name: found.values().clone() for name, found in latents.items()}
     return source

@@ -18,7 +18,7 @@ from edgellm.export.checkpoint import open_checkpoint
 from edgellm.export.config import ExportConfig
 from edgellm.export.decoder import forward, load_block
 from edgellm.export.effort import effort
-from edgellm.export.end_to_end import Plan, train
+from edgellm.export.end_to_end import Plan, pace, train
 from edgellm.export.level import Sparsity
 from edgellm.export.packed_source import PackedSource, read_placed
 from edgellm.export.pipeline import export
@@ -125,7 +125,7 @@ def test_every_granularity_falls_and_brings_the_student_nearer(
     first, far = losses(), divergence(own, teacher, held_out)
     for latent in own.latents.values():
         latent.weight.grad = None
-    train(own, teacher, ids, Plan(60, 1000.0, granularities, 0))
+    train(own, teacher, ids, Plan(60, 1000.0, granularities, 0, 1.0))
     last = losses()
     assert set(first) == {"coarse": {"soft labels", "representation"}, "fine": {"fine"}}.get(
         granularities[0] if len(granularities) == 1 else "", {"soft labels", "representation", "fine"}
@@ -139,7 +139,7 @@ def test_the_students_average_teaches_when_it_is_asked_to(tiny_model: Path, upda
     moved = []
     for granularities in (("coarse",), ("coarse", "self")):
         own, teacher = student(tiny_model, updated)
-        train(own, teacher, text(), Plan(8, 1000.0, granularities, 0))
+        train(own, teacher, text(), Plan(8, 1000.0, granularities, 0, 1.0))
         moved.append(own.latents["layers.0.up"].weight.detach())
     assert not torch.equal(*moved)
 
@@ -150,13 +150,13 @@ def test_the_clock_ends_a_training_that_is_slower_than_planned(
     now = iter(range(0, 10_000, 10))
     monkeypatch.setattr(end_to_end.time, "monotonic", lambda: float(next(now)))
     own, teacher = student(tiny_model, updated)
-    assert train(own, teacher, text(), Plan(1000, 100.0, ("coarse",), 0)) == 9
+    assert train(own, teacher, text(), Plan(1000, 100.0, ("coarse",), 0, 1.0)) == 9
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(
     tiny_model: Path, updated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, results = Plan(8, 1000.0, ("coarse", "fine", "self"), 0), []
+    plan, results = Plan(8, 1000.0, ("coarse", "fine", "self"), 0, 1.0), []
     monkeypatch.setattr(end_to_end, "SAVE_EVERY", 0.0)
 
     def killed(done: int, total: int) -> None:
@@ -211,6 +211,48 @@ def test_the_divergence_is_that_of_whole_logits(tiny_model: Path, updated: Path)
     ids, packed = text(3, 80), PackedSource(updated / "model.onnx.data", read_placed(updated))
     p, q = (forward(own.arch, source, ids).double().log_softmax(-1) for source in (teacher, packed))
     assert divergence(own, teacher, ids) == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
+
+
+def test_nothing_is_fitted_to_the_text_that_judges(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration_file(tmp_path)
+    judged, fitted = set[tuple[int, ...]](), set[tuple[int, ...]]()
+    place, apart, train = pipeline._matrices, recover.divergence, recover.train
+
+    def note(rows: set[tuple[int, ...]], ids: torch.Tensor) -> None:
+        rows |= {tuple(row.tolist()) for row in ids}
+
+    def placing(writing: Any, calibration: torch.Tensor, *more: Any) -> None:
+        note(fitted, calibration)
+        place(writing, calibration, *more)
+
+    def judging(own: Student, teacher: Any, ids: torch.Tensor) -> float:
+        note(judged, ids)
+        return apart(own, teacher, ids)
+
+    def training(own: Student, teacher: Any, ids: torch.Tensor, *more: Any) -> int:
+        note(fitted, ids)
+        return train(own, teacher, ids, *more)
+
+    monkeypatch.setattr(pipeline, "_matrices", placing)
+    monkeypatch.setattr(recover, "divergence", judging)
+    monkeypatch.setattr(recover, "train", training)
+    export(config(tiny_model, tmp_path / "bundle"))
+    assert judged
+    assert fitted
+    assert not judged & fitted
+
+
+def test_the_nearer_the_student_the_smaller_its_steps(tiny_model: Path, updated: Path) -> None:
+    assert [pace(apart) for apart in (0.01, 0.5, 7.0)] == [0.01, 0.5, 1.0]
+    moved = []
+    for share in (0.0, 0.01, 1.0):
+        own, teacher = student(tiny_model, updated)
+        before = {name: latent.weight.detach().clone() for name, latent in own.latents.items()}
+        train(own, teacher, text(), Plan(4, 1000.0, ("coarse",), 0, share))
+        moved.append(sum(float((own.latents[name].weight.detach() - was).norm()) for name, was in before.items()))
+    assert moved[0] == 0 < 20 * moved[1] < moved[2]
 
 
 def test_a_training_that_did_harm_is_dropped(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
