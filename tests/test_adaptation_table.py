@@ -44,7 +44,8 @@ def test_runs_differ_from_base_question_by_question(
     assert table[3] == ["soft, tlm", "+0.000", "+0.00", "+0.000", "**+1.00**", "", "", "", ""]
     with out.open(encoding="utf-8") as file:
         found = {(row["domain"], row["run"], row["half"]): row for row in csv.DictReader(file)}
-    assert len(found) == 2 * (3 + 2)
+    assert len(found) == 3 * (3 + 2)
+    assert float(found["farm", "tlm", "both"]["nll_apart"]) == pytest.approx((-0.1 - 0.01) / 2)
     assert float(found["farm", "tlm", "adapted to"]["nll_apart_high"]) < 0
     held = found["farm", "tlm", "held out"]
     assert float(held["nll_apart_low"]) < 0 < float(held["nll_apart_high"])

@@ -25,8 +25,14 @@ from tests.benchmarks.adaptation import CELLS
 
 MEANS = ("rougeLsum", "rouge1", "rougeL", "f1", "nll", "words")
 APART = {"nll": "+.3f", "rougeLsum": "+.2f"}  # what differs from base, and how it is written
-HALVES = ("adapted to", "held out")
+HALVES, BOTH = ("adapted to", "held out"), "both"
 Rows = list[dict[str, Any]]
+
+
+def of_half(result: dict[str, Any], half: str) -> Rows:
+    """A run's answers to a half's questions, or to all."""
+    found: Rows = [row for name in HALVES for row in result[name]] if half == BOTH else result[half]
+    return found
 
 
 def distinct2(rows: Rows) -> float:
@@ -80,11 +86,11 @@ def _cell(result: dict[str, Any], base: dict[str, Any], half: str, key: str, for
 
 
 def records(domains: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A record for each run, domain and half: means, and differences from base with their intervals."""
+    """A record for each run, domain and half, and for both together: means, and differences from base with their intervals."""
     for domain, results in domains.items():
         for run, result in results.items():
-            for half in HALVES:
-                rows, base = result[half], results["base"][half]
+            for half in (*HALVES, BOTH):
+                rows, base = of_half(result, half), of_half(results["base"], half)
                 found: dict[str, Any] = {"domain": domain, "half": half, "run": run, "questions": len(rows)}
                 found |= {"refused": int("refused" in result), "distinct2": round(distinct2(rows), 3)}
                 found |= {key: round(float(np.mean([row[key] for row in rows])), 3) for key in MEANS}
