@@ -86,7 +86,7 @@ def _cell(result: dict[str, Any], base: dict[str, Any], half: str, key: str, for
 
 
 def records(domains: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A record for each run, domain and half, and for both together: means, and differences from base with their intervals."""
+    """A record for each run, domain and half, or both: means, and differences from base with their intervals."""
     for domain, results in domains.items():
         for run, result in results.items():
             for half in (*HALVES, BOTH):
