@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from edgellm.export.architectures import Architecture
 from edgellm.export.tape import Tape
 
@@ -18,12 +20,23 @@ def add_losses(arch: Architecture, tape: Tape, states: list[str]) -> list[str]:
     def column(y: str) -> str:
         return tape.node("Unsqueeze", y, tape.integers(1))
 
+    # ONNX Runtime adds up a vocabulary one term after another: behind a likely token unlikely ones are lost, and
+    # probabilities then sum to 1 + 2e-5. What was left over was a thousandth of SmolLM2's gradients.
+    rows = next(rows for rows in range(math.isqrt(arch.vocabulary), 0, -1) if arch.vocabulary % rows == 0)
+
     def total(y: str) -> str:
-        return tape.node("ReduceSum", y, tape.integers(-1))
+        parts = tape.node("Reshape", y, tape.integers(0, rows, arch.vocabulary // rows))
+        for axis in (-1, -2):  # dimensions are kept: of no rows at all, ReduceSum drops none of them rightly
+            parts = tape.node("ReduceSum", parts, tape.integers(axis))
+        return tape.node("Reshape", parts, tape.integers(0, 1))
+
+    def log_softmax(z: str) -> str:
+        nearly = tape.node("LogSoftmax", z, axis=-1)
+        return tape.node("Sub", nearly, tape.node("Log", total(tape.node("Exp", nearly))))
 
     # -ln p(target): dz = weight * (p - onehot)
     z = logits(states[0])
-    log_p, target = tape.node("LogSoftmax", z, axis=-1), column("targets")
+    log_p, target = log_softmax(z), column("targets")
     chosen = tape.node("GatherElements", log_p, target, axis=1)
     b.node("ReduceSum", [tape.node("Mul", tape.node("Neg", chosen), column("prompt_weights"))], "ida", keepdims=0)
     weight = tape.node("Mul", column("prompt_weights"), "w_ida")
@@ -33,9 +46,9 @@ def add_losses(arch: Architecture, tape: Tape, states: list[str]) -> list[str]:
 
     # entropy H: dz = -p * (ln p + H);  KL(p || base): dz = p * (ln p - ln base - KL)
     z = logits(states[1])
-    log_p = tape.node("LogSoftmax", z, axis=-1)
+    log_p = log_softmax(z)
     p, weight = tape.node("Exp", log_p), column("answer_weights")
-    apart = tape.node("Sub", log_p, tape.node("LogSoftmax", "reference", axis=-1))
+    apart = tape.node("Sub", log_p, log_softmax("reference"))
     slopes = []
     for name, sign, of in (("entropy", "Neg", log_p), ("kl", "Identity", apart)):
         each = tape.node(sign, total(tape.node("Mul", p, of)))

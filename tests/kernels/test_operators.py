@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -146,6 +148,17 @@ def test_transposed_matmul(isa: str, f: Format, rows: int, seed: int) -> None:
     weight = np.abs(dequantize(unpack(tiles, f))) + (1 if f.zero == "min" else 0)
     error = np.abs(got - reference.nm_matmul_t(dy, tiles, f))
     assert (error <= 4e-6 * np.abs(dy) @ weight + 1e-30).all()
+
+
+def test_long_sums_lose_no_digits(isa: str) -> None:
+    """Of 16384 terms of one sign, added one after another, the last ones would lose 14 bits."""
+    rng, f = np.random.default_rng(0), Format(16384, 64, 8, 64, "min")
+    q = random_matrix(rng, f)
+    tiles = pack(replace(q, scale=np.abs(q.scale), minimum=np.abs(q.minimum)))
+    dy = rng.random((2, f.n_out)).astype(np.float32)
+    (got,) = run("NMMatMulT", [dy, tiles], ["float32"], **f.attributes())
+    expected = dy.astype(np.float64) @ dequantize(unpack(tiles, f)).astype(np.float64)
+    np.testing.assert_allclose(got, expected, rtol=8e-7)
 
 
 @pytest.mark.parametrize("x", [np.zeros((3, 64)), np.full((2, 64), 1e-40), np.full((2, 64), 1e30)])
