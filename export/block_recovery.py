@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
 from edgellm.export.decoder import TOKENS_AT_ONCE, Block, block_forward, load_block, propagate
 from edgellm.export.distill import hidden, token_weights
+from edgellm.export.latents import save
 from edgellm.export.straight_through import Latent
 from edgellm.export.vocabulary import embed
 from edgellm.kernels.layout import Quantized
@@ -34,15 +36,17 @@ BETAS = (0.9, 0.95)
 @dataclass
 class Goal:
     """Where the dense model is: its states of the text before a layer, float32 [N, T, hidden], and the positions'
-    weights [N, T] (distill.token_weights)."""
+    weights [N, T] (distill.token_weights). keep: a folder for the trained latents (latents.py), where the whole is
+    trained afterwards."""
 
     states: Tensor
     weights: Tensor
+    keep: Path | None = None
 
     @staticmethod
-    def of(arch: Architecture, checkpoint: Checkpoint, ids: Tensor) -> Goal:
+    def of(arch: Architecture, checkpoint: Checkpoint, ids: Tensor, keep: Path | None = None) -> Goal:
         """Before the first layer, for text int64 [N, T]."""
-        return Goal(embed(arch, checkpoint, ids), token_weights(ids, arch.vocabulary))
+        return Goal(embed(arch, checkpoint, ids), token_weights(ids, arch.vocabulary), keep)
 
     def move_on(self, arch: Architecture, layer: int, dense: Block) -> None:
         """To behind this layer."""
@@ -67,6 +71,8 @@ def recover_block(
         else:
             fixed[role] = dense[role]
     train_block(arch, layer, latents, fixed, x, goal, config.seed)
+    if goal.keep is not None:
+        save(goal.keep, layer, latents)
     return found | {role: latent.quantized() for role, latent in latents.items()}
 
 

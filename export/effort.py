@@ -57,7 +57,8 @@ def effort(arch: Architecture, config: ExportConfig, weight_bytes: int, cores: i
     mapped = LIBRARIES + files
     base = IMPORTS + VOCABULARY * arch.vocabulary
     seconds = _seconds(arch, config, written, sequences, length, cores)
-    return Effort(base + anonymous + mapped, mapped, seconds, BANK * arch.parameters if config.fit else 0)
+    work = (BANK * arch.parameters if config.fit else 0) + recovery_cost.disk_bytes(arch, config)
+    return Effort(base + anonymous + mapped, mapped, seconds, work)
 
 
 def _peak(

@@ -33,7 +33,7 @@ from edgellm.export.pack import pack
 from edgellm.export.packed_source import PackedSource
 from edgellm.export.plan import QKV, joined, planned_format
 from edgellm.export.prefix_kv import prefix_budgets, whole
-from edgellm.export.recover import check_memory, recover_whole, set_apart
+from edgellm.export.recover import FOLDER, check_memory, recover_whole, set_apart
 from edgellm.export.references import References
 from edgellm.export.report import write_report
 from edgellm.export.search import levels_by_size, search
@@ -193,7 +193,10 @@ def _matrices(writing: _Writing, calibration: Tensor, text: Tensor, progress: Pr
     if writing.config.compares:
         writing.references = References(arch, bundle.work, done, embed(arch, writing.packed, text))
     x = embed(arch, writing.packed, calibration) if writing.config.calibrates and done < arch.layers else None
-    goal = Goal.of(arch, writing.checkpoint, calibration) if writing.config.trains_blocks and x is not None else None
+    goal = None
+    if writing.config.trains_blocks and x is not None:
+        keep = bundle.work / FOLDER if writing.config.trains_whole else None
+        goal = Goal.of(arch, writing.checkpoint, calibration, keep)
     for layer in range(arch.layers):
         progress("layers", layer, arch.layers)
         if layer >= done:

@@ -17,6 +17,7 @@ from edgellm.export.block_recovery import is_trained
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import HELD_OUT, ExportConfig
 from edgellm.export.end_to_end import Plan, pace, train
+from edgellm.export.latents import load
 from edgellm.export.nodes import DATA
 from edgellm.export.pack import pack
 from edgellm.export.packed_source import PackedSource
@@ -76,11 +77,13 @@ def recover_whole(
         packed = PackedSource(bundle.folder / DATA, bundle.journal.placed)
         names = [f"layers.{layer}.{role}" for layer in range(arch.layers) for role in MATRICES]
         matrices = {name: packed.quantized(name) for name in names}
-        latents = {
-            name: Latent(q, checkpoint.matrix(name))
-            for name, q in matrices.items()
-            if is_trained(config, checkpoint, name, q)
-        }
+        latents: dict[str, Latent] = {}
+        for layer in range(arch.layers):
+            left = load(folder, layer)
+            for role in MATRICES:
+                name = f"layers.{layer}.{role}"
+                if is_trained(config, checkpoint, name, matrices[name]):
+                    latents[name] = Latent(matrices[name], left[role] if role in left else checkpoint.matrix(name))
         lessons, judges = set_apart(ids)
         steps = planned_steps(arch, config, len(lessons), ids.shape[1], usable_cores())
         student = Student(arch, latents, Held(arch, packed, torch.float32, without=latents))

@@ -12,6 +12,7 @@ from edgellm.export.vocabulary import ROWS_AT_ONCE
 
 TRAINED = 3e10  # products and sums a second and core: steps are planned with it
 MOST_EPOCHS = 4  # over the text, however many minutes there are
+ON_DISK = 2 + 2 * 12  # bytes a weight: the latents that blocks leave; the training's state, twice while it is replaced
 COPIES = 5  # of what is trained: latents, values, gradients, two moments
 LOGITS = 6  # of a piece of rows: student's, teacher's, their softmax and gradients
 WIDTHS = 12, 6, 6  # activations kept a token and layer: of the residual stream's width, attention's, the MLP's
@@ -34,6 +35,12 @@ def whole_bytes(arch: Architecture, config: ExportConfig, sequences: int, length
     logits = LOGITS * ROWS_AT_ONCE * arch.vocabulary + arch.vocabulary * arch.hidden  # and the head in one piece
     kept = arch.layers * _activations(arch) * tokens
     return 4 * (arch.parameters + vocabulary + copies * trained + logits + kept) + 12 * sequences * length
+
+
+def disk_bytes(arch: Architecture, config: ExportConfig) -> int:
+    """What the end-to-end stage keeps beside the bundle."""
+    average = 2 * 4 * ("self" in config.distill)
+    return (ON_DISK + average) * arch.layers * _block(arch) if config.trains_whole else 0
 
 
 def block_bytes(arch: Architecture, sequences: int, length: int) -> int:

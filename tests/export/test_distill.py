@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from tests.bundles import calibration_file, make_bundle
 
-from edgellm.export import block_recovery, distill, end_to_end, pipeline, recover
+from edgellm.export import block_recovery, distill, end_to_end, latents, pipeline, recover
 from edgellm.export.block_recovery import Goal, train_block
 from edgellm.export.checkpoint import open_checkpoint
 from edgellm.export.config import ExportConfig
@@ -244,6 +244,42 @@ def test_nothing_is_fitted_to_the_text_that_judges(
     assert not judged & fitted
 
 
+def test_the_whole_goes_on_from_the_weights_that_blocks_left(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration_file(tmp_path)
+    left, begun, dense = dict[str, torch.Tensor](), dict[str, torch.Tensor](), open_checkpoint(tiny_model)
+    keep, train = block_recovery.save, recover.train
+
+    def keeping(folder: Path, layer: int, latents: dict[str, Latent]) -> None:
+        left.update({f"layers.{layer}.{role}": latent.weight.detach().clone() for role, latent in latents.items()})
+        keep(folder, layer, latents)
+
+    def training(own: Student, *more: Any) -> int:
+        begun.update({name: latent.weight.detach().clone() for name, latent in own.latents.items()})
+        return train(own, *more)
+
+    monkeypatch.setattr(block_recovery, "save", keeping)
+    monkeypatch.setattr(recover, "train", training)
+    export(config(tiny_model, tmp_path / "bundle"))
+    assert len(left) == len(begun) == 14
+    for name, weight in begun.items():
+        kept = left[name] != 0
+        apart, moved = ((weight - other)[kept].norm() for other in (left[name], dense.matrix(name)))
+        assert apart < 0.2 * moved, name
+
+
+def test_latents_that_cannot_be_read_are_none(tiny_model: Path, updated: Path, tmp_path: Path) -> None:
+    own, _ = student(tiny_model, updated)
+    block = {"o": own.latents["layers.0.o"]}
+    latents.save(tmp_path / "left", 0, block)
+    assert torch.allclose(latents.load(tmp_path / "left", 0)["o"], block["o"].weight.detach(), rtol=1e-3, atol=1e-6)
+    assert latents.load(tmp_path / "left", 1) == {}
+    file = tmp_path / "left" / "layers.0.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    assert latents.load(tmp_path / "left", 0) == {}
+
+
 def test_the_nearer_the_student_the_smaller_its_steps(tiny_model: Path, updated: Path) -> None:
     assert [pace(apart) for apart in (0.01, 0.5, 7.0)] == [0.01, 0.5, 1.0]
     moved = []
@@ -349,6 +385,7 @@ def test_minutes_are_steps_and_memory_is_told_before(
     assert told["updated"].memory_bytes < told["blocks"].memory_bytes < told["whole"].memory_bytes
     needed = whole_bytes(arch, config(tiny_model, tmp_path / "x"), 320, 256)
     assert needed > 5 * 4 * arch.parameters
+    assert told["updated"].work_bytes == told["blocks"].work_bytes == 0 < told["whole"].work_bytes
     monkeypatch.setattr(recover, "available_bytes", lambda: needed // 2)
     with pytest.raises(EdgellmError, match="both models") as refused:
         export(config(tiny_model, tmp_path / "bundle"))

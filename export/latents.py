@@ -1,0 +1,37 @@
+"""The weights behind the codes that block training left, kept on disk for the training of the whole to go on from.
+
+A bundle's codes say of a trained weight only in which step of its scale it lies. Begun anew as near to the dense weights as
+codes allow, all that blocks moved to another code would lie next to the border they came over: first steps undo it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edgellm.export.straight_through import Latent
+
+
+def save(folder: Path, layer: int, latents: Mapping[str, Latent]) -> None:
+    """Write a layer's latents, by role, as fp16: what that rounds is a thousandth of a step. In one step: a kill leaves
+    the file or none."""
+    folder.mkdir(exist_ok=True)
+    file = folder / f"layers.{layer}.safetensors"
+    fresh = file.with_name(f"{file.name}.new")
+    save_file({role: latent.weight.detach().half() for role, latent in latents.items()}, fresh)
+    os.replace(fresh, file)
+
+
+def load(folder: Path, layer: int) -> dict[str, Tensor]:
+    """Float32 [out, in] by role; of a layer that no block training left, or a damaged file, nothing."""
+    try:
+        with safe_open(folder / f"layers.{layer}.safetensors", framework="pt") as found:
+            return {role: found.get_tensor(role).to(torch.float32) for role in found.keys()}  # noqa: SIM118  no dict
+    except (OSError, SafetensorError):
+        return {}
