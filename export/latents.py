@@ -1,7 +1,8 @@
 """The weights behind the codes that block training left, kept on disk for the training of the whole to go on from.
 
-A bundle's codes say of a trained weight only in which step of its scale it lies. Begun anew as near to the dense weights as
-codes allow, all that blocks moved to another code would lie next to the border they came over: first steps undo it.
+A bundle's codes say of a trained weight only in which step of its scale it lies. Begun anew as near to the dense
+weights as codes allow, all that blocks moved to another code would lie next to the border they came over: the first
+steps would undo it.
 """
 
 from __future__ import annotations
