@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from tests.bundles import calibration_file, make_bundle
 
-from edgellm.export import block_recovery, distill, end_to_end, latents, pipeline, recover
+from edgellm.export import block_recovery, distill, end_to_end, pipeline, recover
 from edgellm.export.block_recovery import Goal, train_block
 from edgellm.export.checkpoint import open_checkpoint
 from edgellm.export.config import ExportConfig
@@ -267,17 +267,6 @@ def test_the_whole_goes_on_from_the_weights_that_blocks_left(
         kept = left[name] != 0
         apart, moved = ((weight - other)[kept].norm() for other in (left[name], dense.matrix(name)))
         assert apart < 0.2 * moved, name
-
-
-def test_latents_that_cannot_be_read_are_none(tiny_model: Path, updated: Path, tmp_path: Path) -> None:
-    own, _ = student(tiny_model, updated)
-    block = {"o": own.latents["layers.0.o"]}
-    latents.save(tmp_path / "left", 0, block)
-    assert torch.allclose(latents.load(tmp_path / "left", 0)["o"], block["o"].weight.detach(), rtol=1e-3, atol=1e-6)
-    assert latents.load(tmp_path / "left", 1) == {}
-    file = tmp_path / "left" / "layers.0.safetensors"
-    file.write_bytes(file.read_bytes()[:-7])
-    assert latents.load(tmp_path / "left", 0) == {}
 
 
 def test_the_nearer_the_student_the_smaller_its_steps(tiny_model: Path, updated: Path) -> None:
