@@ -62,8 +62,8 @@ class Latent:
     """The float32 weights behind a quantized matrix: weight [out, in], stretch and (with minima) shift [out, groups].
 
     near: the dense weights [out, in], or what an earlier training left; every latent starts where its code is still the
-    same, as near to them as that allows. From the codes' own values, half a step away from any other, a short training at
-    4 bits learns nothing.
+    same, as near to them as that allows. From the codes' own values, half a step away from any other, a short training
+    at 4 bits learns nothing.
     """
 
     def __init__(self, q: Quantized, near: Tensor) -> None:
