@@ -15,20 +15,31 @@ MOST = 512 << 20  # bytes: many times the largest cache, so that every pass come
 PASSES = 9
 
 
-def read_bandwidth(threads: int, size: int | None = None) -> float:
-    """Bytes a second that `threads` threads read together: the median of several passes over `size` bytes.
+class ReadBandwidth:
+    """A buffer, and how fast so many threads read it together, at any moment one asks.
 
-    size: default 512 MiB, or an eighth of the free memory if that is less. Raises FileNotFoundError without the native
-    library, MemoryError where the buffer cannot be had.
+    size: bytes; default 512 MiB, or an eighth of the free memory if that is less. Raises MemoryError where the buffer
+    cannot be had.
     """
-    if size is None:
-        size = min(MOST, (available_bytes() or MOST) // 8)
-    # Ones, not zeros: pages that were never written are all the same page, and lie in the cache.
-    parts = np.array_split(np.ones(max(size // 8, threads), np.uint64), threads)
-    seconds: list[float] = []
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(PASSES):
-            begin = perf_counter()
-            list(pool.map(read_bytes, parts))
-            seconds.append(perf_counter() - begin)
-    return sum(part.nbytes for part in parts) / median(seconds)
+
+    def __init__(self, threads: int, size: int | None = None) -> None:
+        if size is None:
+            size = min(MOST, (available_bytes() or MOST) // 8)
+        # Ones, not zeros: pages that were never written are all the same page, and lie in the cache.
+        self._parts = np.array_split(np.ones(max(size // 8, threads), np.uint64), threads)
+
+    def measure(self, passes: int = PASSES) -> float:
+        """Bytes a second: the median of several passes over the buffer. Raises FileNotFoundError without the native
+        library."""
+        seconds: list[float] = []
+        with ThreadPoolExecutor(len(self._parts)) as pool:
+            for _ in range(passes):
+                begin = perf_counter()
+                list(pool.map(read_bytes, self._parts))
+                seconds.append(perf_counter() - begin)
+        return sum(part.nbytes for part in self._parts) / median(seconds)
+
+
+def read_bandwidth(threads: int, size: int | None = None) -> float:
+    """Bytes a second, measured once. Raises as ReadBandwidth and its `measure` do."""
+    return ReadBandwidth(threads, size).measure()

@@ -1,14 +1,16 @@
-"""How fast a session reads prompts and decodes after them: greedy, to a fixed length, medians of several runs."""
+"""How fast a session reads prompts and decodes after them, and how near to the memory's bandwidth: greedy, to a fixed
+length, medians of several runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from edgellm.devices.memory import peak_rss_bytes
 from edgellm.runtime.errors import UsageError
 from edgellm.runtime.generation import Result
-from edgellm.runtime.roofline import kv_read_bytes
+from edgellm.runtime.roofline import kv_read_bytes, manifest_weight_bytes
 from edgellm.runtime.session import Progress, Session
 
 PASSAGE = (
@@ -31,6 +33,18 @@ class Case:
     decode_tokens_per_s: float
     kv_bytes: int
     kv_read_bytes: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """cases: a prompt length each, in the order given. peak_rss_bytes: of the process until all lengths had run once,
+    before the bandwidth's buffer was there. bandwidth: bytes a second. share: of it, that decoding after the shortest
+    prompt reads; each run over the bandwidth of its own round."""
+
+    cases: list[Case]
+    peak_rss_bytes: int
+    bandwidth: float
+    share: float
 
 
 def prompt_ids(session: Session, tokens: int) -> list[int]:
@@ -57,21 +71,36 @@ def check_lengths(session: Session, prompts: Sequence[int], new_tokens: int, run
 
 
 def measure(
-    session: Session, prompts: Sequence[int], new_tokens: int, runs: int, progress: Progress | None = None
-) -> list[Case]:
-    """A case a prompt length, in the order given. Lengths take turns, so that a slow moment falls on all of them.
+    session: Session,
+    prompts: Sequence[int],
+    new_tokens: int,
+    runs: int,
+    bandwidth: Callable[[], float],
+    progress: Progress | None = None,
+) -> Measured:
+    """Lengths take turns, so that a slow moment falls on all of them, and after every turn the memory is read by itself
+    (`bandwidth`: bytes a second): a virtual machine's own drifts by a third within a minute.
 
     Raises UsageError as `check_lengths` does. The cache is empty before every run.
     """
     check_lengths(session, prompts, new_tokens, runs)
     ids = {tokens: prompt_ids(session, tokens) for tokens in prompts}
     results: dict[int, list[Result]] = {tokens: [] for tokens in prompts}
+    read: list[float] = []
+    memory = 0
     for run in range(runs):
         for tokens, found in results.items():
             found.append(session.generate(ids[tokens], new_tokens, stop=()))
             if progress:
                 progress(run * len(results) + len(found), runs * len(results))
-    return [_case(session, tokens, found) for tokens, found in results.items()]
+        memory = memory or peak_rss_bytes()
+        read.append(bandwidth())
+    cases = [_case(session, tokens, found) for tokens, found in results.items()]
+    shortest = min(cases, key=lambda case: case.prompt_tokens)
+    token = manifest_weight_bytes(session.manifest) + shortest.kv_read_bytes
+    pairs = zip(results[shortest.prompt_tokens], read, strict=True)
+    shares = [token * result.decode_tokens_per_s / found for result, found in pairs]
+    return Measured(cases, memory, median(read), median(shares))
 
 
 def _case(session: Session, tokens: int, found: Sequence[Result]) -> Case:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,13 +12,14 @@ from typing import Any
 import click
 
 from edgellm.devices.cores import usable_cores
-from edgellm.devices.memory import peak_rss_bytes
 from edgellm.runtime import load
 from edgellm.runtime.benchmark import Case, check_lengths, measure, prompt_ids
 from edgellm.runtime.commands.options import backend_option, bundle_argument, json_option, session_options
 from edgellm.runtime.commands.output import note, print_json, progress_bar
 from edgellm.runtime.errors import EdgellmError, UsageError
 from edgellm.runtime.roofline import manifest_weight_bytes
+
+PASSES = 3  # over the buffer, a turn
 
 
 @click.command("bench")
@@ -55,28 +58,24 @@ def command(
     session.generate(prompt_ids(session, min(prompts)), 1, stop=())
     first_token_s = perf_counter() - begin
     with progress_bar("measuring") as progress:
-        cases = measure(session, prompts, new_tokens, runs, progress)
-    memory = peak_rss_bytes()  # before the bandwidth's buffer, which is no part of a generation
-    bandwidth = bandwidth_of(threads or usable_cores())
-    weights = manifest_weight_bytes(session.manifest)
-    shortest = min(cases, key=lambda case: case.prompt_tokens)
+        measured = measure(session, prompts, new_tokens, runs, bandwidth_of(threads or usable_cores()), progress)
     facts = {
-        "read_bandwidth_gb_s": bandwidth / 1e9,
-        "roofline_share": (weights + shortest.kv_read_bytes) * shortest.decode_tokens_per_s / bandwidth,
+        "read_bandwidth_gb_s": measured.bandwidth / 1e9,
+        "roofline_share": measured.share,
         "load_s": load_s,
         "first_token_s": first_token_s,
-        "peak_rss_bytes": memory,
-        "weight_bytes": weights,
+        "peak_rss_bytes": measured.peak_rss_bytes,
+        "weight_bytes": manifest_weight_bytes(session.manifest),
         "threads": threads or usable_cores(),
         "kv": str(session.policy),
         "new_tokens": new_tokens,
         "runs": runs,
-        "cases": [asdict(case) for case in cases],
+        "cases": [asdict(case) for case in measured.cases],
     }
     if as_json:
         print_json(facts)
     else:
-        show(facts, cases)
+        show(facts, measured.cases)
 
 
 def lengths(text: str) -> list[int]:
@@ -87,15 +86,20 @@ def lengths(text: str) -> list[int]:
         raise UsageError(f'--prompt-tokens is "{text}"; expected numbers such as 32,1024') from None
 
 
-def bandwidth_of(threads: int) -> float:
-    """Bytes a second. Raises EdgellmError where the native library is missing."""
-    from edgellm.kernels.read_bandwidth import read_bandwidth
+def bandwidth_of(threads: int) -> Callable[[], float]:
+    """What measures bytes a second, the buffer made when first asked. It raises EdgellmError without the native library."""
+    from edgellm.kernels.read_bandwidth import ReadBandwidth
 
-    try:
-        return read_bandwidth(threads)
-    except FileNotFoundError as error:
-        hint = "Install a wheel that has it: pip install --force-reinstall edgellm"
-        raise EdgellmError(f"the read bandwidth cannot be measured: {error}", hint) from None
+    made = cache(lambda: ReadBandwidth(threads))
+
+    def measured() -> float:
+        try:
+            return made().measure(PASSES)
+        except FileNotFoundError as error:
+            hint = "Install a wheel that has it: pip install --force-reinstall edgellm"
+            raise EdgellmError(f"the read bandwidth cannot be measured: {error}", hint) from None
+
+    return measured
 
 
 def show(facts: dict[str, Any], cases: list[Case]) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def run(*args: object) -> Result:
 def test_json_of_a_real_bundle(tiny_model: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     make_bundle(tiny_model, bundle, bits=4)
-    done = run(bundle, "--prompt-tokens", "40,8", "--new-tokens", 3, "--runs", 2, "--threads", 1, "--json")
+    done = run(bundle, "--prompt-tokens", "40,8", "--new-tokens", 3, "--runs", 1, "--threads", 1, "--json")
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert set(CONTRACT) <= set(facts)
@@ -71,6 +72,36 @@ def test_lengths_take_turns_and_nothing_ends_a_text(fake: FakeBackend) -> None:
     prompts = [len(ids) for ids, positions, _, _ in fake.runs if positions[0] == 0]
     assert prompts == [5, 5, 8, 5, 8]  # the first is the way to the first token
     assert len(fake.runs) == 1 + 4 * 3
+
+
+def test_every_round_has_a_bandwidth_of_its_own() -> None:
+    session, backend = make_session()
+    asked: list[int] = []
+
+    def bandwidth() -> float:
+        asked.append(len(backend.runs))
+        return 1e9 * len(asked)
+
+    found = benchmark.measure(session, [8, 5], 3, 3, bandwidth)
+    assert asked == [6, 12, 18]  # after both lengths, three runs each
+    assert found.bandwidth == 2e9
+    assert found.peak_rss_bytes > 0
+    assert [case.prompt_tokens for case in found.cases] == [8, 5]
+
+
+def test_the_share_is_of_each_rounds_own_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, _ = make_session()
+    rates = iter([100.0, 40.0, 10.0])
+
+    def generate(*_: object, **__: object) -> Any:
+        return SimpleNamespace(decode_tokens_per_s=next(rates), decode_steps=2, prefill_s=1.0, kv_bytes=1)
+
+    monkeypatch.setattr(session, "generate", generate)
+    read = iter([1e6, 1e5, 1e6])  # the second round's memory is slow: its share is the largest
+    found = benchmark.measure(session, [5], 3, 3, lambda: next(read))
+    token = manifest_weight_bytes(session.manifest) + found.cases[0].kv_read_bytes
+    assert found.share == pytest.approx(token * 100.0 / 1e6)
+    assert found.cases[0].decode_tokens_per_s == 40.0
 
 
 def test_the_same_length_twice_is_measured_once(fake: FakeBackend) -> None:
@@ -101,7 +132,7 @@ def test_a_missing_library_is_told(fake: FakeBackend, monkeypatch: pytest.Monkey
     def missing(*_: Any) -> float:
         raise FileNotFoundError("libedgellm_ort.so is not in here")
 
-    monkeypatch.setattr(read_bandwidth, "read_bandwidth", missing)
+    monkeypatch.setattr(read_bandwidth, "read_bytes", missing)
     done = run("b", "--prompt-tokens", "4", "--new-tokens", 2, "--runs", 1)
     assert done.exit_code == 1
     assert "libedgellm_ort.so is not in here" in done.stderr
