@@ -87,7 +87,7 @@ def lengths(text: str) -> list[int]:
 
 
 def bandwidth_of(threads: int) -> Callable[[], float]:
-    """What measures bytes a second, the buffer made when first asked. Raises EdgellmError without the native library."""
+    """What measures bytes a second, the buffer made when first asked. Raises EdgellmError: no native library."""
     from edgellm.kernels.read_bandwidth import ReadBandwidth
 
     made = cache(lambda: ReadBandwidth(threads))
