@@ -14,7 +14,7 @@ from rich.table import Table
 
 from edgellm.devices.profile import HOST, Recipe
 from edgellm.export.budget import Budget
-from edgellm.export.config import FIT_MINUTES, RECOVER, ExportConfig
+from edgellm.export.config import FIT_MINUTES, RECOVER, ExportConfig, usual_recovery
 from edgellm.export.distill import parse
 from edgellm.export.estimate import Estimate
 from edgellm.export.fit import size
@@ -57,15 +57,15 @@ Examples:
               help="Bits of the cache's keys and values: 8 is about half the memory.")  # fmt: skip
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
               help="Text, JSON list or JSON lines. Default: the dense model writes its own.")  # fmt: skip
-@click.option("--recover", type=click.Choice(RECOVER), default=ExportConfig.recover, show_default=True,
+@click.option("--recover", type=click.Choice(RECOVER),
               help="What wins back the loss below 8 bits and of pruning: sparsegpt lets later weights make good what "
                    "earlier ones lost; distill also trains them towards the dense model; none searches scales "
-                   "only.")  # fmt: skip
+                   "only. Default: distill with --calibration or --recover-minutes, else sparsegpt.")  # fmt: skip
 @click.option("--distill", metavar="LIST", default=",".join(ExportConfig.distill), show_default=True,
               help="With --recover distill: coarse (soft labels, final states), fine (states after every block, and "
                    "training block by block first), self (the student's own average).")  # fmt: skip
 @click.option("--recover-minutes", type=float, default=ExportConfig.recover_minutes, show_default=True,
-              help="With --recover distill: time for training the whole model; 0: block by block only.")  # fmt: skip
+              help="With --recover distill: time for training the whole model, after its blocks; 0: none.")  # fmt: skip
 @click.option("--fit", metavar="SIZE",
               help="Search the recipe that loses least in a bundle of at most SIZE, 70MB, or bits a weight, 4.5bits: "
                    "each matrix dense, 4:8 or 2:4, at 8 or 4 bits.")  # fmt: skip
@@ -88,7 +88,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 def command(
     source: Path, out: Path, device_name: str, sparsity: str | None, scope: str, bits: str | None,
-    head_bits: str | None, kv: str | None, kv_bits: str, calibration: Path | None, recover: str, distill: str,
+    head_bits: str | None, kv: str | None, kv_bits: str, calibration: Path | None, recover: str | None, distill: str,
     recover_minutes: float, fit: str | None, fit_minutes: float, max_loss: float | None, references: bool | None,
     adapt: bool, engine: str, engine_operators: str, seed: int, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
@@ -97,7 +97,8 @@ def command(
     preset = Recipe() if fit else device.recipe  # which says nothing of what the search chooses
     config = ExportConfig(
         source, out, Sparsity.parse(sparsity or preset.sparsity), scope, int(bits) if bits else preset.bits,
-        int(head_bits) if head_bits else None, kv, calibration, seed, force, recover, device,
+        int(head_bits) if head_bits else None, kv, calibration, seed, force,
+        recover or usual_recovery(calibration, recover_minutes), device,
         kv_bits=int(kv_bits), adapt=adapt, fit=Budget.parse(fit) if fit else None, fit_minutes=fit_minutes,
         max_loss=max_loss, references=references, distill=parse(distill), recover_minutes=recover_minutes,
         engine=engine, engine_operators=engine_operators,

@@ -28,6 +28,12 @@ FIT_MINUTES = 10.0
 ROUNDED = 8  # bits of what is neither stored in a form that a tile can hold nor asked for in another width
 
 
+def usual_recovery(calibration: Path | None, minutes: float = 0) -> str:
+    """What an export does that is not told: "distill" where a text was given, or minutes to train. By blocks it had
+    the better perplexity on both models tried (docs/distillation.md); trained on a model's own text none was."""
+    return DISTILL if calibration or minutes else SWEPT
+
+
 @dataclass(frozen=True)
 class ExportConfig:
     """One export. bits None: keep what the file stores where a tile can hold it, round the rest to 8 bits.
@@ -35,7 +41,7 @@ class ExportConfig:
     recover: what wins back the loss: "sparsegpt" (errors are corrected by what is rounded after them, wherever weights
     are pruned or rounded below 8 bits) | "distill" (that, and then trained towards the dense model at the granularities
     `distill`: block by block where "fine" is one, and for about recover_minutes as a whole) | "none" (scales are
-    searched, no more).
+    searched, no more). usual_recovery says which the command line takes.
     head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: the
     bundle's default, as edgellm.runtime.kv_policy.parse_kv reads it; None: the device's. kv_bits: of keys and values,
     16 or 8. seed: of the text the model writes itself when calibration is None. device: what the bundle must fit.
@@ -68,7 +74,7 @@ class ExportConfig:
     references: bool | None = None
     adapt: bool = False
     distill: tuple[str, ...] = USUAL
-    recover_minutes: float = 20.0
+    recover_minutes: float = 0.0
     engine: str = "none"
     engine_operators: str = "standard"
 

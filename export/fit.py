@@ -11,9 +11,10 @@ from typing import Any
 from edgellm.devices.memory import available_bytes, peak_rss_bytes
 from edgellm.devices.profile import HOST, load, names
 from edgellm.export.checkpoint import Checkpoint
-from edgellm.export.config import ExportConfig
+from edgellm.export.config import ExportConfig, usual_recovery
 from edgellm.export.estimate import Estimate, estimate
 from edgellm.export.level import Sparsity
+from edgellm.export.prune import SWEPT
 from edgellm.runtime.errors import EdgellmError
 from edgellm.runtime.kv_policy import SINKS
 
@@ -23,6 +24,7 @@ STEP = 64  # tokens: budgets are offered in multiples of it
 # From what costs the least quality to what costs the most; a cache of N tokens is tried with each.
 RECIPES: tuple[dict[str, Any], ...] = (
     {},
+    {"recover": SWEPT},
     {"kv_bits": 8},
     {"bits": 4},
     {"bits": 4, "head_bits": 4},
@@ -98,7 +100,9 @@ def size(count: int) -> str:
 
 def _options(checkpoint: Checkpoint, config: ExportConfig, room: Room, short: str) -> Iterator[str]:
     """Other settings of this export that fit everywhere, one a recipe, with what they need of what is short."""
-    for changes in (*RECIPES, {"calibration": Path("FILE")}, {"sparsity": Sparsity()}):
+    file = Path("FILE")
+    text = {"calibration": file, "recover": usual_recovery(file)}
+    for changes in (*RECIPES, text, {"sparsity": Sparsity()}):
         if changes and all(getattr(config, key) == value for key, value in changes.items()):
             continue
         for attempt in _with_caches(checkpoint, replace(config, **changes), room):
