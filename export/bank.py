@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from edgellm.export import tensor_file
 from edgellm.export.allocate import Choice
 from edgellm.export.architectures import Architecture, role
 from edgellm.export.calibrate import statistics
@@ -133,9 +133,7 @@ class Bank:
             if kept in best:
                 tensors |= {f"{kept.index} {name}": value.half() for name, value in values.items()}
         facts = {str(kept.level): json.dumps([kept.index, kept.nbytes, kept.error]) for kept in best}
-        fresh = self._file(unit).with_suffix(".new")
-        save_file(tensors, fresh, facts)
-        os.replace(fresh, self._file(unit))
+        tensor_file.write(self._file(unit), tensors, facts)
 
     def _at(self, level: Level, name: str, weight: Tensor, read: Read | None) -> Tensor:
         config = replace(self._config, levels={name: level})

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from edgellm.export import tensor_file
 from edgellm.export.config import ExportConfig
 from edgellm.export.nodes import DATA, Placed
 from edgellm.kernels.layout import Format
@@ -71,7 +72,7 @@ class Journal:
     def keep_texts(self, **texts: Tensor) -> None:
         """Write token ids for the next export, and the record."""
         self.texts = {name: ids.contiguous() for name, ids in texts.items()}
-        save_file(self.texts, self._work / TEXTS)
+        tensor_file.write(self._work / TEXTS, self.texts)
         self.save()
 
     def save(self) -> None:

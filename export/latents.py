@@ -7,26 +7,23 @@ step undoes it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from edgellm.export import tensor_file
 from edgellm.export.straight_through import Latent
 
 
 def save(folder: Path, layer: int, latents: Mapping[str, Latent]) -> None:
     """Write the weights [out, in] of a layer's latents, by role, in fp16: at 4 bits that moves one by 0.004 of a code's
-    step at most, at 8 bits by 0.06. All at once: a kill leaves the file or none."""
+    step at most, at 8 bits by 0.06. Raises OSError as tensor_file.write does."""
     folder.mkdir(exist_ok=True)
     file = folder / f"layers.{layer}.safetensors"
-    fresh = file.with_name(f"{file.name}.new")
-    save_file({role: latent.weight.detach().half() for role, latent in latents.items()}, fresh)
-    os.replace(fresh, file)
+    tensor_file.write(file, {role: latent.weight.detach().half() for role, latent in latents.items()})
 
 
 def load(folder: Path, layer: int) -> dict[str, Tensor]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from edgellm.devices.cores import usable_cores
 from edgellm.devices.memory import available_bytes
+from edgellm.export import tensor_file
 from edgellm.export.architectures import MATRICES, Architecture
 from edgellm.export.block_recovery import is_trained
 from edgellm.export.checkpoint import Checkpoint
@@ -97,8 +97,7 @@ def recover_whole(
         for layer in range(arch.layers if helped else 0):
             of_layer = joined({role: matrices[f"layers.{layer}.{role}"] for role in MATRICES})
             found |= {f"layers.{layer}.{role}": torch.from_numpy(pack(q)) for role, q in of_layer.items()}
-        save_file(found, folder / f"{TRAINED}.new")
-        os.replace(folder / f"{TRAINED}.new", folder / TRAINED)
+        tensor_file.write(folder / TRAINED, found)
     for name, content in found.items():
         if name != "steps":
             bundle.replace(name, content.numpy())

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from edgellm.export import tensor_file
 from edgellm.export.architectures import MATRICES, Architecture
 from edgellm.export.checkpoint import Checkpoint, Source
 from edgellm.export.compress import Read
@@ -51,7 +52,7 @@ class References:
         for bits, block in blocks.items():
             propagate(self._arch, layer, block, self._states[str(bits)])
         # The layer before's stay until this one is in the journal.
-        save_file(self._states, self._file(layer + 1))
+        tensor_file.write(self._file(layer + 1), self._states)
         self._file(layer - 1).unlink(missing_ok=True)
 
     def measured(self, recipe: Source, text: Tensor, vocabulary_bytes: int) -> list[dict[str, Any]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from edgellm.export import tensor_file
 from edgellm.export.block_recovery import trained
 from edgellm.export.straight_through import Latent
 
@@ -25,15 +24,13 @@ def save(
     steps: int,
     seconds: float,
 ) -> None:
-    """Write everything after `steps` steps and `seconds`, in one step: a kill leaves this file or the one before."""
+    """Write everything after `steps` steps and `seconds`. Raises OSError as tensor_file.write does."""
     tensors: dict[str, Tensor] = {}
     for i, tensor in enumerate(trained(latents)):
         tensors[f"{i}"] = tensor.detach()
         tensors |= {f"{i}.{moment}": optimizer.state[tensor][moment] for moment in _MOMENTS}
     tensors |= {f"average.{layer}.{role}": t for layer, block in enumerate(average) for role, t in block.items()}
-    fresh = file.with_name(f"{file.name}.new")
-    save_file(tensors, fresh, metadata={"steps": str(steps), "seconds": str(seconds)})
-    os.replace(fresh, file)
+    tensor_file.write(file, tensors, {"steps": str(steps), "seconds": str(seconds)})
 
 
 def restore(
