@@ -193,13 +193,16 @@ def test_divergence_is_the_mean_kl_of_the_next_token(bank: Bank) -> None:
         assert value == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
 
 
-@pytest.mark.parametrize("text", ["4.4bits", "130kB"])
-def test_the_bundle_has_what_was_found_and_is_no_larger(text: str, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "recover"), [("4.4bits", "sparsegpt"), ("4.4bits", "distill"), ("130kB", "distill")])
+def test_the_bundle_has_what_was_found_and_is_no_larger(
+    text: str, recover: str, tiny_model: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "bundle"
     told: list[Estimate] = []
     config = ExportConfig(
-        tiny_model, out, calibration=calibration_file(tmp_path), fit=Budget.parse(text), references=False
-    )
+        tiny_model, out, calibration=calibration_file(tmp_path), fit=Budget.parse(text), recover=recover,
+        references=False,
+    )  # fmt: skip
     facts = pipeline.export(config, announce=told.append)
     session = load(out, verify=True)
     matrices = session.manifest.matrices
@@ -213,6 +216,7 @@ def test_the_bundle_has_what_was_found_and_is_no_larger(text: str, tiny_model: P
         bits = 8 * sum(m.bytes for m in matrices) / sum(m.n_out * m.k_in for m in matrices)
         assert 4.2 < bits <= 4.4
     assert facts["recipe"]["fit"] == text
+    assert facts["recipe"]["recover"] == recover
     recipe = session.manifest.recipe.levels
     assert set(recipe) == {name for unit in units(open_checkpoint(tiny_model).architecture) for name in unit.members}
     by_name = {m.name: m for m in matrices}
