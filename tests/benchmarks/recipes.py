@@ -18,7 +18,7 @@ import click
 import torch
 
 from edgellm.export.checkpoint import Checkpoint, open_checkpoint
-from edgellm.export.config import ExportConfig, Sparsity
+from edgellm.export.config import ExportConfig, Sparsity, usual_recovery
 from edgellm.export.decoder import perplexity
 from edgellm.export.packed_source import PackedSource, read_placed
 from edgellm.export.pipeline import export
@@ -72,7 +72,7 @@ def measure(checkpoint: Checkpoint, bundle: Path, ids: list[int] | None) -> dict
 @click.option("--calibration", type=Path)
 @click.option("--again", is_flag=True, help="Export bundles that are there once more.")
 @click.option("--only", multiple=True, help="Recipes whose name begins so; may be given again.")
-@click.option("--recover", type=click.Choice(["none", "sparsegpt", "distill"]), help="As export has it.")
+@click.option("--recover", type=click.Choice(["none", "sparsegpt", "distill"]), help="Default: what export takes.")
 @click.option("-o", "--output", type=Path, default=Path("build/bench/recipes.json"))
 def main(
     model: Path,
@@ -89,8 +89,7 @@ def main(
     facts: dict[str, Any] = {"model": model.name, "prompts": len(PROMPTS), "rows": []}
     ids: list[int] | None = None
     for name, settings in recipes():
-        if recover:
-            settings["recover"] = recover
+        settings["recover"] = recover or usual_recovery(calibration)
         out = folder / "".join(c if c.isalnum() else "-" for c in name)
         if only and not name.startswith(only):
             continue
