@@ -255,6 +255,17 @@ def test_a_host_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_training_is_left_out_where_only_it_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    header: Any = Header(LLAMA_7B)
+    trained = config("dgx-spark", bits=4, calibration=Path("text"), recover="distill")
+    most, least = (estimate(header, one).host_bytes for one in (trained, replace(trained, recover="sparsegpt")))
+    assert least < most
+    monkeypatch.setattr(fit, "available_bytes", lambda: (least + most) // 2)
+    what, hint = refusal(LLAMA_7B, trained)
+    assert "of memory free" in what
+    assert "--recover sparsegpt" in hint.split(";")[0]
+
+
 def pairs(words: list[str]) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
