@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tests.bundles import calibration_file
 
 from edgellm.export import tensor_file
 from edgellm.runtime.cli import main
@@ -44,8 +45,7 @@ def test_an_export_tells_of_it(tiny_model: Path, tmp_path: Path, monkeypatch: py
         save(tensors, file, facts)
 
     monkeypatch.setattr(tensor_file, "save_file", full)
-    text = tmp_path / "text.txt"
-    text.write_text("The ferry to the island leaves twice a day, at half past seven and again at four.\n" * 400)
+    text = calibration_file(tmp_path)
     given = ["export", str(tiny_model), str(tmp_path / "bundle"), "--bits", "4", "--no-references"]
     done = CliRunner().invoke(main, [*given, "--calibration", str(text), "--recover-minutes", "0.1"])
     assert done.exit_code == 1, done.output

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tests.bundles import calibration_file
 
 from edgellm.export.config import ExportConfig
 from edgellm.runtime.cli import main
@@ -45,8 +46,7 @@ def test_a_text_of_ones_own_trains_blocks_and_minutes_the_whole(
 
 
 def test_the_recipe_of_a_bundle_says_so(tiny_model: Path, tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("The ferry to the island leaves twice a day, at half past seven and again at four.\n" * 400)
+    text = calibration_file(tmp_path)
     given = ["export", str(tiny_model), str(tmp_path / "bundle"), "--bits", "4", "--calibration", str(text)]
     done = CliRunner().invoke(main, [*given, "--json"])
     assert done.exit_code == 0, done.output
