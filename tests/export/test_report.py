@@ -87,7 +87,8 @@ def test_layer_errors_are_those_of_the_states(tiny_model: Path, tmp_path: Path) 
 def test_a_loss_above_the_gate_leaves_nothing(json: bool, tiny_model: Path, tmp_path: Path) -> None:
     text = calibration_file(tmp_path)
     command = ["export", str(tiny_model), str(tmp_path / "bundle"), "--sparsity", "magnitude:2:4", "--bits", "4"]
-    command += ["--calibration", str(text), "--max-loss"]
+    # Which way a recipe moves the perplexity of random weights is chance: this one loses 7 %, the usual one nothing.
+    command += ["--calibration", str(text), "--recover", "sparsegpt", "--max-loss"]
     refused = CliRunner().invoke(main, [*command, "0", *(["--json"] if json else [])])
     assert refused.exit_code == 1
     assert "--max-loss allows 0" in refused.stderr
