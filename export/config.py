@@ -90,6 +90,11 @@ class ExportConfig:
             raise UsageError(f'recover "{self.recover}" is unknown', f"Use {' or '.join(RECOVER)}.")
         if not 0 <= self.recover_minutes < float("inf"):
             raise UsageError(f"{self.recover_minutes} minutes to recover", "Use 0, for blocks only, or more.")
+        if self.recover != DISTILL and (self.recover_minutes or self.distill != USUAL):
+            raise UsageError(
+                f"--distill and --recover-minutes say how to train, and --recover {self.recover} does not train",
+                f"Use --recover {DISTILL}.",
+            )
         if self.recover == DISTILL and not self.recover_minutes and "fine" not in self.distill:
             raise UsageError(
                 "0 minutes to recover leave blocks only, the fine granularity, and --distill leaves that out",

@@ -368,7 +368,11 @@ def test_minutes_are_steps_and_memory_is_told_before(
     )
     assert long == pytest.approx(2 * short, abs=1)
     wide, told = replace(arch, hidden=1024, ff=4096, layers=24), {}
-    for name, settings in {"updated": {"recover": "sparsegpt"}, "blocks": {"recover_minutes": 0}, "whole": {}}.items():
+    for name, settings in {
+        "updated": {"recover": "sparsegpt", "recover_minutes": 0},
+        "blocks": {"recover_minutes": 0},
+        "whole": {},
+    }.items():
         told[name] = effort(wide, replace(config(tiny_model, tmp_path / "x"), **settings), 0, cores=2)
     assert told["updated"].seconds < told["blocks"].seconds < told["whole"].seconds - 59
     assert told["updated"].memory_bytes < told["blocks"].memory_bytes < told["whole"].memory_bytes

@@ -52,3 +52,12 @@ def test_the_recipe_of_a_bundle_says_so(tiny_model: Path, tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "bundle"), "--json"])
     assert '"recover": "distill"' in shown.stdout
+
+
+@pytest.mark.parametrize("asked", [["--recover-minutes", "3"], ["--distill", "coarse"]])
+def test_training_that_is_asked_for_and_ruled_out_is_refused(asked: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    done = CliRunner().invoke(main, ["export", "model", str(out), "--bits", "4", "--recover", "sparsegpt", *asked])
+    assert done.exit_code == 2
+    assert "--recover sparsegpt does not train" in done.stderr
+    assert not out.exists()
