@@ -143,14 +143,10 @@ class OnnxBackend:
 
     def _allocate(self, layout: CacheLayout) -> dict[str, NDArray[Any]]:
         try:
-            buffers = cache_buffers(layout)
+            return cache_buffers(layout)
         except (MemoryError, OSError):
             size = layout.nbytes / 2**20
             raise EdgellmError(f"no memory for a KV cache of {size:.0f} MiB", "Try --kv window:512.") from None
-        for name, buffer in buffers.items():
-            if name.startswith("position."):
-                buffer.fill(-1)
-        return buffers
 
     def _bind_cache(self, buffers: dict[str, NDArray[Any]]) -> None:
         for name, buffer in buffers.items():

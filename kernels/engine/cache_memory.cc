@@ -50,8 +50,6 @@ CacheMemory::CacheMemory(const CacheLayout& layout) : buffers_(buffers_of(layout
     throw Error(EDGELLM_FAILED, "no memory for a KV cache of " + std::to_string(size_ >> 20) + " MiB", "Try the policy window:512.");
   }
   madvise(data_, size_, MADV_NOHUGEPAGE);  // fails harmlessly where the kernel has none
-  for (const Buffer& buffer : buffers_)
-    if (buffer.type == ort::kInt32) std::memset(at(buffer), 0xFF, buffer.bytes());  // -1: an empty slot
 }
 
 CacheMemory::CacheMemory(CacheMemory&& other) noexcept { *this = std::move(other); }

@@ -104,9 +104,9 @@ def test_cache_buffers_are_updated_in_place(tmp_path: Path) -> None:
     for _ in range(3):
         backend.step(one, one, one, np.zeros((2, FIELDS), np.int64))
     assert backend.kv_bytes == layout.nbytes
-    for name, buffer in backend._buffers.items():
+    for buffer in backend._buffers.values():
         assert buffer.ctypes.data % 64 == 0 or not buffer.size
-        assert (buffer == (2 if name.startswith("position") else 3)).all()
+        assert (buffer == 3).all()
 
 
 @pytest.mark.usefixtures("standard_operators")
@@ -200,6 +200,18 @@ def test_an_unused_budget_costs_no_memory() -> None:
     before = resident()
     buffers = cache_buffers(CacheLayout(parse_kv("full:4000", 4096), 96, 1, 64, 128))
     buffers["key.0"][:, 0] = 1
+    assert resident() - before < 8 << 20
+
+
+@pytest.mark.usefixtures("standard_operators")
+def test_a_loaded_session_costs_no_memory_for_its_budget(tmp_path: Path) -> None:
+    """Positions of 4 million slots in 2 layers of 2 heads are 64 MB."""
+    sessions = []
+    for context in (64, 4_000_000):
+        folder, manifest = unfinished(tmp_path / str(context), model={**DATA["model"], "context": context})
+        before = resident()
+        sessions.append(load(folder, kv="full", manifest=manifest))
+    assert sessions[1].kv_bytes > 64 << 20
     assert resident() - before < 8 << 20
 
 
