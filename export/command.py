@@ -18,8 +18,9 @@ from edgellm.export.config import FIT_MINUTES, RECOVER, ExportConfig, usual_reco
 from edgellm.export.distill import parse
 from edgellm.export.estimate import Estimate
 from edgellm.export.fit import size
-from edgellm.export.level import Sparsity
+from edgellm.export.level import GROUP, Sparsity
 from edgellm.export.pipeline import export
+from edgellm.kernels.layout import GROUPS
 from edgellm.runtime.bundle_files import ENGINE, ENGINE_GRAPH
 from edgellm.runtime.commands.devices import find_device
 from edgellm.runtime.commands.inspect import bits_per_weight
@@ -50,6 +51,11 @@ Examples:
               help="Bits a weight. Default: what the file stores, if a tile can hold it, else 8.")  # fmt: skip
 @click.option("--head-bits", type=click.Choice(["4", "8"]),
               help="Bits of embedding and head. Default: 8 with --bits, else as stored.")  # fmt: skip
+@click.option("--group", type=click.Choice([str(group) for group in GROUPS]), default=str(GROUP), show_default=True,
+              help="Inputs that share a scale: more take less room, and lose more.")  # fmt: skip
+@click.option("--symmetric", is_flag=True,
+              help="No minima beside the scales of dense weights at 4 bits: 4.25 bits a weight for 4.5, 4.125 with "
+                   "--group 128.")  # fmt: skip
 @click.option("--kv", metavar="POLICY:BUDGET",
               help="The bundle's default KV cache: full, or POLICY:BUDGET[,SETTING=VALUE], e.g. vatp:512. "
                    "Default: the device's.")  # fmt: skip
@@ -88,9 +94,10 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON object.")
 def command(
     source: Path, out: Path, device_name: str, sparsity: str | None, scope: str, bits: str | None,
-    head_bits: str | None, kv: str | None, kv_bits: str, calibration: Path | None, recover: str | None, distill: str,
-    recover_minutes: float, fit: str | None, fit_minutes: float, max_loss: float | None, references: bool | None,
-    adapt: bool, engine: str, engine_operators: str, seed: int, force: bool, as_json: bool,
+    head_bits: str | None, group: str, symmetric: bool, kv: str | None, kv_bits: str, calibration: Path | None,
+    recover: str | None, distill: str, recover_minutes: float, fit: str | None, fit_minutes: float,
+    max_loss: float | None, references: bool | None, adapt: bool, engine: str, engine_operators: str, seed: int,
+    force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle: SOURCE is a Hugging Face folder or a .gguf file, OUT the bundle's folder."""
     device = find_device(device_name)
@@ -101,7 +108,7 @@ def command(
         recover or usual_recovery(calibration, recover_minutes), device,
         kv_bits=int(kv_bits), adapt=adapt, fit=Budget.parse(fit) if fit else None, fit_minutes=fit_minutes,
         max_loss=max_loss, references=references, distill=parse(distill), recover_minutes=recover_minutes,
-        engine=engine, engine_operators=engine_operators,
+        engine=engine, engine_operators=engine_operators, group=int(group), symmetric=symmetric,
     )  # fmt: skip
     started = time.perf_counter()
     console = Console(stderr=True)

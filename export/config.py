@@ -11,9 +11,9 @@ from edgellm.devices.profile import Device
 from edgellm.export.architectures import Architecture, role
 from edgellm.export.budget import Budget
 from edgellm.export.distill import USUAL
-from edgellm.export.level import Level, Sparsity
+from edgellm.export.level import GROUP, Level, Sparsity
 from edgellm.export.prune import SCOPES, SWEPT
-from edgellm.kernels.layout import Format
+from edgellm.kernels.layout import GROUPS, Format
 from edgellm.runtime.errors import EdgellmError, UsageError
 from edgellm.runtime.kv_policy import KVPolicy, parse_kv
 from edgellm.runtime.schema import KV_BITS
@@ -42,7 +42,8 @@ class ExportConfig:
     are pruned or rounded below 8 bits) | "distill" (that, and then trained towards the dense model at the granularities
     `distill`: block by block where "fine" is one, and for about recover_minutes as a whole) | "none" (scales are
     searched, no more). usual_recovery says which the command line takes.
-    head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. kv: the
+    head_bits None: 8 where bits is given (the head is the most sensitive matrix), else as stored. group: 32 | 64 | 128
+    inputs a scale, and symmetric: no minima at 4 bits either, of what is rounded here and not searched. kv: the
     bundle's default, as edgellm.runtime.kv_policy.parse_kv reads it; None: the device's. kv_bits: of keys and values,
     16 or 8. seed: of the text the model writes itself when calibration is None. device: what the bundle must fit.
     adapt: write the gradient graph too, and measure the gate. engine: "none", or whose TensorRT graph and engine are
@@ -77,6 +78,8 @@ class ExportConfig:
     recover_minutes: float = 0.0
     engine: str = "none"
     engine_operators: str = "standard"
+    group: int = GROUP
+    symmetric: bool = False
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -84,6 +87,8 @@ class ExportConfig:
         for name, bits in (("bits", self.bits), ("head bits", self.head_bits)):
             if bits not in (None, 4, 8):
                 raise UsageError(f"{name} is {bits}", "Use 4 or 8.")
+        if self.group not in GROUPS:
+            raise UsageError(f"group is {self.group}", f"Use {', '.join(map(str, GROUPS[:-1]))} or {GROUPS[-1]}.")
         if self.kv_bits not in KV_BITS:
             raise UsageError(f"KV bits is {self.kv_bits}", "Use 16 or 8.")
         if self.recover not in RECOVER:
@@ -109,6 +114,8 @@ class ExportConfig:
             raise UsageError(
                 f"--fit {self.fit} chooses bits and sparsity itself", "Leave out --bits, --head-bits and --sparsity."
             )
+        if self.fit and (self.group != GROUP or self.symmetric):
+            raise UsageError(f"--fit {self.fit} chooses groups and minima itself", "Leave out --group and --symmetric.")
         if not self.fit_minutes >= 0:
             raise UsageError(f"--fit-minutes is {self.fit_minutes}", "Use 0 or more.")
         if self.max_loss is not None and not self.max_loss >= 0:
@@ -170,8 +177,10 @@ class ExportConfig:
         if name in self.levels:
             return self.levels[name]
         if name in ("embedding", "head"):
-            return Level(self.head_bits or (None if self.bits is None else ROUNDED))
-        return Level(self.bits, self.sparsity if role(name) in SCOPES[self.scope] else Sparsity())
+            bits, sparsity = self.head_bits or (None if self.bits is None else ROUNDED), Sparsity()
+        else:
+            bits, sparsity = self.bits, self.sparsity if role(name) in SCOPES[self.scope] else Sparsity()
+        return Level(bits, sparsity, self.group, "symmetric" if self.symmetric else None)
 
     def prunes(self, name: str) -> bool:
         """Whether the matrix of this canonical name is pruned."""
@@ -186,7 +195,9 @@ class ExportConfig:
         try:
             return self.level(name).format(name, shape, ROUNDED)
         except ValueError as error:
-            raise EdgellmError(f"{name}: {error}", "This model's sizes do not fit; try another --sparsity.") from None
+            raise EdgellmError(
+                f"{name}: {error}", "This model's sizes do not fit; try another --group or --sparsity."
+            ) from None
 
     def check(self, arch: Architecture) -> None:
         """Raise EdgellmError, before any work, when a matrix of the model cannot be packed so."""

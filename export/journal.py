@@ -30,7 +30,7 @@ def fingerprint(config: ExportConfig) -> str:
     """
     recipe = {"sparsity": str(config.sparsity), "scope": config.scope, "bits": config.bits, "seed": config.seed}
     recipe |= {"head_bits": config.head_bits, "recover": config.recover, "version": VERSION, "torch": torch.__version__}
-    recipe |= {"kv_bits": config.kv_bits}
+    recipe |= {"kv_bits": config.kv_bits, "group": config.group, "symmetric": config.symmetric}
     recipe |= {"references": config.compares, "fit": str(config.fit), "fit_minutes": str(config.fit_minutes)}
     if config.distills:
         recipe |= {"distill": ",".join(config.distill), "minutes": str(config.recover_minutes)}

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 PANEL = 16  # outputs
 TILE = 64  # inputs
 BLOCKS = 16  # vector blocks a tile
+GROUPS = (32, 64, 128)  # inputs that may share a scale
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Format:
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
             raise ValueError(f"bits is {self.bits}; a tile holds 4 or 8")
-        if self.group not in (32, 64, 128):
+        if self.group not in GROUPS:
             raise ValueError(f"group is {self.group}; a tile holds groups of 32, 64 or 128 inputs")
         if self.zero not in ("symmetric", "min"):
             raise ValueError(f'zero is "{self.zero}"; expected "symmetric" or "min"')

@@ -98,11 +98,12 @@ def interval(a: Tensor, b: Tensor, counts: Tensor, draws: int = 2000) -> tuple[f
 @click.option("--tokens", default=20_000)
 @click.option("--sequences", default=32, help="Calibration sequences of 512 tokens.")
 @click.option("--only", multiple=True, help="METHOD:N:M, none:1:1 for dense; may be given again.")
+@click.option("--bits", "widths", type=int, multiple=True, help="0 (unquantized), 4 or 8 only; may be given again.")
 @click.option("--recover", multiple=True, help="none, sparsegpt or distill only; may be given again.")
 @click.option("--steps", default=300, help="Of 512 tokens, with distill: of the whole model's training.")
 def main(
     model: Path, text: Path, calibration: Path, output: Path, tokens: int, sequences: int, only: tuple[str, ...],
-    recover: tuple[str, ...], steps: int,
+    widths: tuple[int, ...], recover: tuple[str, ...], steps: int,
 ) -> None:  # fmt: skip
     checkpoint = open_checkpoint(model)
     arch, tensors, tokenizer = checkpoint.architecture, dense(checkpoint), checkpoint.tokenizer_json()
@@ -115,6 +116,7 @@ def main(
               for method in ("magnitude", "wanda", "dass", "sparsegpt") for n, m in ((2, 4), (4, 8)) for bits in (0, 4)
               for how in ("none", "sparsegpt", "distill") if (method, how) != ("sparsegpt", "none")]  # fmt: skip
     cells = [cell for cell in cells if not only or f"{cell[0]}:{cell[1]}:{cell[2]}" in only]
+    cells = [cell for cell in cells if not widths or cell[3] in widths]
     cells = [cell for cell in cells if not recover or cell[5] in recover]
     rows: list[dict[str, Any]] = []
     losses: dict[Cell, Tensor] = {}
