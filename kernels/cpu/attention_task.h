@@ -26,7 +26,7 @@ namespace edgellm {
 constexpr int64_t kBlock = 128;    // slots between two looks at the running maximum
 constexpr int64_t kWiden = 64;     // slots widened to float32 at once: of 64 dimensions they stay in L1
 constexpr int64_t kFetched = 32;   // slots whose values are fetched at once
-constexpr int64_t kHalves = 8;     // rows that read halves; more share keys and values that were widened once
+constexpr int64_t kUnwidened = 8;  // rows that read halves; more share keys and values that were widened once
 constexpr int64_t kSegment = 512;  // slots a task of decoding
 
 // What one task works on: tokens [first, first + tokens) and query heads [lead, lead + width) of all; these share KV head
@@ -64,7 +64,7 @@ struct Task {
   void segment(const float* q, int64_t begin, int64_t end, Partial& out, Paid* paid, const Isa& isa) const {
     static thread_local std::vector<float> wide, s;  // grow to the largest once, then stay
     const int dim = int(a.head_dim), stride = int(kBlock), count = int(rows());
-    const bool few = rows() <= kHalves;
+    const bool few = rows() <= kUnwidened;
     if (!few) wide.resize(size_t(kWiden * dim));
     s.resize(size_t(rows() * kBlock));
     for (int64_t from = begin; from < end; from += kBlock) {
