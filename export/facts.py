@@ -41,7 +41,7 @@ def describe(
     arch = checkpoint.architecture
     model = {"architecture": arch.model_type, "name": checkpoint.name, **{s: getattr(arch, s) for s in SIZES}}
     matrices = [
-        {"name": name, **at.format.attributes(), "bytes": at.nbytes}
+        {"name": name, **at.format.attributes(), "bytes": at.nbytes, "offset": at.offset}
         for name, at in placed.items()
         if at.format is not None
     ]

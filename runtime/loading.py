@@ -63,7 +63,7 @@ def _backend(folder: Path, manifest: Manifest, layout: CacheLayout, threads: int
         return StandardBackend(folder, layout, manifest.model.vocabulary, threads)
     from edgellm.runtime.onnx_backend import OnnxBackend
 
-    return OnnxBackend(folder, layout, manifest.model.vocabulary, threads)
+    return OnnxBackend(folder, layout, manifest.model.vocabulary, threads, manifest.matrices)
 
 
 def _engines_policy(manifest: Manifest, engine: EngineFacts) -> str | None:

@@ -17,6 +17,8 @@ from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.cache_buffers import cache_buffers
 from edgellm.runtime.errors import EdgellmError, no_library
 from edgellm.runtime.onnx_graph import check_ends, failed, first_line, open_graph
+from edgellm.runtime.schema import Matrix
+from edgellm.runtime.weights import Weights
 
 SPIN = "20"  # microseconds
 
@@ -25,16 +27,21 @@ class OnnxBackend:
     """A graph in an onnxruntime.InferenceSession. One OrtValue is each cache buffer's input and output. Where LoRA's
     updates are in use, another graph of the same weights takes its place, over the same buffers.
 
-    Raises as open_graph does, and EdgellmError when the operator library cannot be loaded.
+    matrices: the manifest's. Raises as open_graph and Weights do, and EdgellmError when the operator library cannot be
+    loaded.
     """
 
-    def __init__(self, folder: Path, layout: CacheLayout, vocabulary: int, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, layout: CacheLayout, vocabulary: int, threads: int | None = None,
+        matrices: Sequence[Matrix] = (),
+    ) -> None:  # fmt: skip
         import onnxruntime
 
         self._value: Any = onnxruntime.OrtValue.ortvalue_from_numpy
         self._vocabulary = vocabulary
         self._layout = layout
         self._where = folder, threads
+        self._weights = Weights(folder, matrices)
         self._plain = self._session = self._open(GRAPH)
         self._binding = self._session.io_binding()
         self._inputs: list[NDArray[np.int64]] = []  # ids, positions, rows, control, of the sizes in self._bound
@@ -116,6 +123,7 @@ class OnnxBackend:
             # 192 tokens/s when alone (SmolLM2, two cores). Without any: 81 %, but 168. Older versions ignore it.
             options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN)
             register_operators(options)
+            self._weights.give(options)
 
         session = open_graph(*self._where, prepare, name)
         caches = [cache for cache, _, _ in self._layout.buffers()]

@@ -117,7 +117,8 @@ class ChatFacts:
 class Matrix:
     """One packed matrix [n_out, k_in]; names and meaning as in edgellm.kernels.layout.Format.
 
-    In a graph of Optimum's: ONNX Runtime's MatMulNBits weights, or floats, whose group is 1.
+    offset: where it begins in model.onnx.data; None in bundles of 0.1.0's first days and in a graph of Optimum's, whose
+    matrices are ONNX Runtime's MatMulNBits weights, or floats, whose group is 1.
     """
 
     name: str
@@ -130,9 +131,10 @@ class Matrix:
     m: int
     axis: str
     bytes: int
+    offset: int | None = None
 
     def __post_init__(self) -> None:
-        if self.n_out < 1 or self.k_in < 1 or self.bytes < 0:
+        if self.n_out < 1 or self.k_in < 1 or self.bytes < 0 or (self.offset or 0) < 0:
             raise ValueError(f'"matrices": {self.name} is {self.n_out} x {self.k_in} in {self.bytes} bytes')
 
 

@@ -48,7 +48,7 @@ struct edgellm_session {
     const CacheLayout layout = layout_of(manifest, policy);
     if (place.engine) return tensorrt_backend(place.folder, manifest, policy, layout);
     const OnnxRuntime& runtime = onnxruntime(options.onnxruntime ? options.onnxruntime : "");
-    return std::make_unique<Graph>(runtime, place.folder, layout, manifest.vocabulary, options.threads);
+    return std::make_unique<Graph>(runtime, place.folder, layout, manifest, options.threads);
   }
 
   std::vector<int32_t> prompt_of(std::string_view text, bool begin) const {

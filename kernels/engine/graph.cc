@@ -13,8 +13,13 @@ extern "C" edgellm::ort::Status* RegisterCustomOps(edgellm::ort::SessionOptions*
 
 namespace edgellm {
 
-Graph::Graph(const OnnxRuntime& runtime, const std::string& folder, const CacheLayout& layout, int64_t vocabulary, int threads)
-    : runtime_(runtime), vocabulary_(vocabulary), memory_(runtime.api), session_(runtime.api), binding_(runtime.api) {
+Graph::Graph(const OnnxRuntime& runtime, const std::string& folder, const CacheLayout& layout, const Manifest& manifest, int threads)
+    : runtime_(runtime),
+      vocabulary_(manifest.vocabulary),
+      weights_(runtime, folder, manifest.matrices),
+      memory_(runtime.api),
+      session_(runtime.api),
+      binding_(runtime.api) {
   open(folder, buffers_of(layout), threads);
   check(ort::cpu_memory(runtime_.api, memory_.put()));
   check(ort::create_binding(runtime_.api, session_.get(), binding_.put()));
@@ -42,6 +47,7 @@ void Graph::open(const std::string& folder, const std::vector<Buffer>& buffers, 
     const std::lock_guard<std::mutex> lock(registering);
     check(RegisterCustomOps(options.get(), runtime_.base));
   }
+  weights_.give(options.get());
   runtime_.check(ort::create_session(api, runtime_.environment, (folder + "/" + kGraph).c_str(), options.get(), session_.put()),
                  EDGELLM_BUNDLE, std::string(kGraph) + " cannot be loaded", kAgain);
   check_ends(buffers);

@@ -6,13 +6,14 @@
 
 #include "kernels/engine/backend.h"
 #include "kernels/engine/onnxruntime.h"
+#include "kernels/engine/weights.h"
 
 namespace edgellm {
 
 class Graph : public Backend {
  public:
   // threads: 0 takes the physical cores. Throws Error.
-  Graph(const OnnxRuntime& runtime, const std::string& folder, const CacheLayout& layout, int64_t vocabulary, int threads);
+  Graph(const OnnxRuntime& runtime, const std::string& folder, const CacheLayout& layout, const Manifest& manifest, int threads);
 
   const float* run(const int32_t* ids, int64_t count, int64_t first, const std::vector<int64_t>& control) override;
   void resize(const CacheLayout& layout) override;
@@ -30,6 +31,7 @@ class Graph : public Backend {
 
   const OnnxRuntime& runtime_;
   int64_t vocabulary_;
+  Weights weights_;  // outlive the session
   CacheMemory cache_;  // outlives what is bound to it
   std::vector<int64_t> ids_, positions_, rows_, control_;
   std::vector<float> logits_;

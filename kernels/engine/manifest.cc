@@ -72,6 +72,11 @@ int64_t size_of(const Json& model, const char* name) {
   return size;
 }
 
+size_t count_of(const Json& bytes) {
+  if (bytes.integer() < 0) throw JsonError("\"matrices\" has a place or a size of " + std::to_string(bytes.integer()));
+  return size_t(bytes.integer());
+}
+
 KVPolicy default_policy(const Json& kv, const Manifest& m) {
   Settings settings;
   for (const char* key : {"sinks", "recent", "forget", "queries", "heads", "prefill", "layers", "pool"})
@@ -111,6 +116,9 @@ Manifest manifest_of(const Json& data) {
     m.kv_int8 = bits->integer() == 8;
   }
   m.engine = engine_facts(data);
+  for (const Json& matrix : data["matrices"].items())
+    if (const Json* offset = matrix.find("offset"))
+      m.matrices.push_back({matrix["name"].string(), count_of(*offset), count_of(matrix["bytes"])});
   m.tables = data["files"].find(kTables) != nullptr;
   return m;
 }

@@ -14,6 +14,12 @@ inline constexpr const char* kGraph = "model.onnx";
 inline constexpr const char* kWeights = "model.onnx.data";
 inline constexpr const char* kTables = "tokenizer.tables";
 
+// A packed matrix in model.onnx.data: an initializer of the graph, uint8 [bytes].
+struct StoredMatrix {
+  std::string name;
+  size_t offset, bytes;
+};
+
 struct Manifest {
   std::string name, architecture;
   int64_t layers, heads, kv_heads, head_dim, vocabulary, context;
@@ -23,6 +29,7 @@ struct Manifest {
   KVPolicy kv;
   bool kv_int8 = false;  // keys and values in the graph, else float16
   std::optional<EngineFacts> engine;
+  std::vector<StoredMatrix> matrices;  // whose place it says
   bool tables = false;  // whether the bundle lists tokenizer.tables
 };
 

@@ -34,4 +34,8 @@ void MappedFile::let_go() const {
   madvise(data_, size_, MADV_DONTNEED);
 }
 
+void MappedFile::in_huge_pages() const {
+  if (data_) madvise(data_, size_, MADV_HUGEPAGE);  // fails harmlessly where the kernel has none
+}
+
 }  // namespace edgellm

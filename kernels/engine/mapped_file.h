@@ -14,6 +14,8 @@ class MappedFile {
   ~MappedFile();
   // After all of it was read once: pages count as this process's memory again only when they are next touched.
   void let_go() const;
+  // Where the system keeps files in huge pages, and has not read this one yet.
+  void in_huge_pages() const;
   std::string_view bytes() const { return {static_cast<const char*>(data_), size_}; }
 
  private:

@@ -84,6 +84,10 @@ inline Status* bind_input(const Api* api, Binding* binding, const char* name, co
 inline Status* bind_output(const Api* api, Binding* binding, const char* name, const Value* value) {
   return entry<Status*(Binding*, const char*, const Value*)>(api, 137)(binding, name, value);
 }
+// The value, and what lies behind it, outlive the session.
+inline Status* add_initializer(const Api* api, SessionOptions* options, const char* name, const Value* value) {
+  return entry<Status*(SessionOptions*, const char*, const Value*)>(api, 150)(options, name, value);
+}
 
 // Which entry releases what.
 template <typename T>

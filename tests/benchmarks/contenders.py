@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,10 +30,22 @@ class Contender:
         return self.module == "ours"
 
     @property
+    def files(self) -> list[Path]:
+        """The model's: one, or all in the folder."""
+        return [self.model] if self.model.is_file() else [path for path in self.model.glob("*") if path.is_file()]
+
+    @property
     def model_bytes(self) -> int:
         """Of the file, or of all files in the folder; links are followed."""
-        files = [self.model] if self.model.is_file() else self.model.glob("*")
-        return sum(file.stat().st_size for file in files)
+        return sum(file.stat().st_size for file in self.files)
+
+    def forget(self) -> None:
+        """Out of the page cache with its files, as after a reboot: a file that was just written lies there in small
+        pages, one that is read from the disk in large ones, which decodes several percent faster."""
+        for path in self.files:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def missing(self) -> str | None:
         """Why it cannot even be tried, or None."""

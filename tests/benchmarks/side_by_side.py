@@ -117,6 +117,9 @@ def main(
                 row["perplexity"] = perplexity(contender, threads, ids[:text_tokens])
             except Failed as error:
                 row["perplexity_missing"] = str(error)
+    for contender in contenders:
+        if contender.name not in skipped:
+            contender.forget()
     prompts = lengths(prompt_tokens)
     cases = {str(count): (count, new_tokens) for count in prompts} | ({} if no_prefill else {PREFILLED: (PREFILL, 1)})
     path = output or OUT / f"side_by_side-{source.stem}.json"

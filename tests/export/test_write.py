@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from tests.bundles import calibration_file
+from tests.bundles import calibration_file, make_bundle
 from tests.conftest import ROOT
 
-from edgellm.export.write import PartialBundle
+from edgellm.export.write import PartialBundle, _flush, _forget
 from edgellm.runtime.cli import main
 from edgellm.runtime.errors import BundleError, EdgellmError
 from edgellm.runtime.manifest import read_manifest
@@ -59,3 +60,29 @@ def test_another_export_to_the_same_place_waits(tmp_path: Path) -> None:
         with pytest.raises(BundleError, match="unfinished export"):
             read_manifest(tmp_path / ".bundle.partial" / "bundle.partial")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_bundles_weights_are_read_from_the_disk(tiny_model: Path, tmp_path: Path) -> None:
+    """So that they come back in huge pages (runtime/weights.py)."""
+    probe = tmp_path / "probe"
+    probe.write_bytes(b"probe")
+    _flush(probe)
+    _forget(probe)
+    if cached(probe):
+        pytest.skip("this file system lies in memory")
+    make_bundle(tiny_model, tmp_path / "bundle", bits=8)
+    data = tmp_path / "bundle" / "model.onnx.data"
+    assert not cached(data)
+    data.read_bytes()
+    assert cached(data)
+
+
+def cached(path: Path) -> bool:
+    """Whether a file's first page lies in memory; skips where the file system cannot tell."""
+    with open(path, "rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT) == 1
+        except BlockingIOError:
+            return False
+        except (AttributeError, OSError) as error:
+            pytest.skip(f"no reading without waiting here: {error}")
