@@ -1,4 +1,4 @@
-"""What this process took of the memory, and what is left."""
+"""What this process took of the memory, and what is left; what lies there of a file."""
 
 from __future__ import annotations
 
@@ -34,6 +34,18 @@ def give_back() -> None:
     except (AttributeError, OSError, TypeError):  # another C library, or Windows
         return
     trim(0)
+
+
+def forget(path: Path) -> None:
+    """Leave a file to the disk: it is out of the page cache then, where nothing has it mapped and the system can do so.
+
+    Just written it lies there in small pages; read again it can come back in huge ones. Raises OSError where it cannot
+    be read or written out.
+    """
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def available_bytes() -> int | None:

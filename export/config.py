@@ -88,7 +88,7 @@ class ExportConfig:
             if bits not in (None, 4, 8):
                 raise UsageError(f"{name} is {bits}", "Use 4 or 8.")
         if self.group not in GROUPS:
-            raise UsageError(f"group is {self.group}", f"Use {', '.join(map(str, GROUPS[:-1]))} or {GROUPS[-1]}.")
+            raise UsageError(f"group is {self.group}", f"Use {' or '.join(map(str, GROUPS))}.")
         if self.kv_bits not in KV_BITS:
             raise UsageError(f"KV bits is {self.kv_bits}", "Use 16 or 8.")
         if self.recover not in RECOVER:

@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.devices.memory import forget
 from edgellm.export.journal import Journal
 from edgellm.export.nodes import DATA, Placed
 from edgellm.kernels.layout import Format
@@ -118,7 +119,7 @@ class PartialBundle:
         self.write(NAME, dump(seal(manifest)))
         for path in self.folder.iterdir():
             _flush(path)
-        _forget(self.folder / DATA)
+        forget(self.folder / DATA)
         _flush(self.folder)
         old = self.work / "old.partial"
         if self.out.exists():
@@ -136,13 +137,6 @@ def _locked(work: Path, out: Path) -> IO[bytes]:
         lock.close()
         raise EdgellmError(f"another export to {out} is running", "Wait for it, or give another folder.") from None
     return lock
-
-
-def _forget(path: Path) -> None:
-    """Leave a file's pages to the disk: written they are small, read again they can be huge (runtime/weights.py)."""
-    if hasattr(os, "posix_fadvise"):
-        with open(path, "rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _flush(path: Path) -> None:

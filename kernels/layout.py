@@ -56,7 +56,7 @@ class Format:
         if self.bits not in (4, 8):
             raise ValueError(f"bits is {self.bits}; a tile holds 4 or 8")
         if self.group not in GROUPS:
-            raise ValueError(f"group is {self.group}; a tile holds groups of 32, 64 or 128 inputs")
+            raise ValueError(f"group is {self.group}; a tile holds groups of {' or '.join(map(str, GROUPS))} inputs")
         if self.zero not in ("symmetric", "min"):
             raise ValueError(f'zero is "{self.zero}"; expected "symmetric" or "min"')
         if self.axis not in ("in", "out"):

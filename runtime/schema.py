@@ -134,8 +134,10 @@ class Matrix:
     offset: int | None = None
 
     def __post_init__(self) -> None:
-        if self.n_out < 1 or self.k_in < 1 or self.bytes < 0 or (self.offset or 0) < 0:
+        if self.n_out < 1 or self.k_in < 1 or self.bytes < 0:
             raise ValueError(f'"matrices": {self.name} is {self.n_out} x {self.k_in} in {self.bytes} bytes')
+        if (self.offset or 0) < 0:
+            raise ValueError(f'"matrices": {self.name} begins at byte {self.offset}')
 
 
 @dataclass(frozen=True)

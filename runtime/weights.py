@@ -22,8 +22,10 @@ from edgellm.runtime.schema import Matrix
 
 
 class Weights:
-    """The matrices of a bundle whose place the manifest says; the others stay ONNX Runtime's. It must outlive the
-    sessions that they are given to. Raises BundleError for a file that cannot be mapped, or ends before a matrix does.
+    """The matrices of a bundle whose place the manifest says, uint8 [bytes] each; the others stay ONNX Runtime's. It
+    must outlive the sessions that they are given to.
+
+    Raises BundleError for a file that cannot be mapped, or ends before a matrix does.
     """
 
     def __init__(self, folder: Path, matrices: Sequence[Matrix]) -> None:

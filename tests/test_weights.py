@@ -16,7 +16,8 @@ from edgellm.runtime import load
 from edgellm.runtime.errors import BundleError
 from edgellm.runtime.manifest import dump, seal
 from tests.bundles import make_bundle
-from tests.door import BUNDLE, Door, DoorError, library_file, onnxruntime_file
+from tests.door import BUNDLE, Door, DoorError
+from tests.test_door import missing
 
 IDS = [(7 * i * i + i) % 317 + 3 for i in range(40)]
 
@@ -29,7 +30,7 @@ def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copy(bundle: Path, tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], object]], Path]:
+def copy(bundle: Path, tmp_path: Path) -> Callable[..., Path]:
     """A copy each of whose matrices in the manifest was changed."""
 
     def make(change: Callable[[dict[str, Any]], object]) -> Path:
@@ -68,30 +69,19 @@ def test_one_mapping_holds_every_matrix_and_asks_for_huge_pages(bundle: Path) ->
     assert all(size < largest for size, _ in mappings(bundle) if size < whole)  # norms are ONNX Runtime's
 
 
-def test_bundles_that_do_not_say_where_run_alike(
-    bundle: Path, copy: Callable[[Callable[[dict[str, Any]], object]], Path]
-) -> None:
+def test_bundles_that_do_not_say_where_run_alike(bundle: Path, copy: Callable[..., Path]) -> None:
     older = copy(lambda matrix: matrix.pop("offset"))
     assert np.array_equal(load(older, threads=1).logits(IDS), load(bundle, threads=1).logits(IDS))
-    if not door_is_missing():
+    if not missing():
         assert Door(older, threads=1).generate(IDS, 20) == Door(bundle, threads=1).generate(IDS, 20)
 
 
 @pytest.mark.parametrize(("offset", "message"), [(1 << 40, "ends before"), (-1, "matrices"), ("far", "offset")])
-def test_a_wrong_place_is_told(
-    copy: Callable[[Callable[[dict[str, Any]], object]], Path], offset: Any, message: str
-) -> None:
+def test_a_wrong_place_is_told(copy: Callable[..., Path], offset: Any, message: str) -> None:
     wrong = copy(lambda matrix: matrix.update(offset=offset))
     with pytest.raises(BundleError, match=message):
         load(wrong)
-    if not door_is_missing():
+    if not missing():
         with pytest.raises(DoorError) as told:
             Door(wrong)
         assert told.value.code == BUNDLE
-
-
-def door_is_missing() -> bool:
-    try:
-        return not (library_file() and onnxruntime_file())
-    except FileNotFoundError:
-        return True

@@ -31,8 +31,8 @@ struct Buffer {
 // capacity] and score.L [kv_heads, capacity, planes] of every layer, each from a 64-byte boundary.
 std::vector<Buffer> buffers_of(const CacheLayout& layout);
 
-// Zeros. Pages stay unbacked until they are written, so that an unused budget costs no memory; they are
-// small, since one token in every head would otherwise back all of them.
+// Zeros. Pages stay unbacked until they are written, so that an unused budget costs no memory; they are small, since one
+// token in every head would otherwise back all of them.
 class CacheMemory {
  public:
   CacheMemory() = default;

@@ -31,7 +31,7 @@ class Graph : public Backend {
 
   const OnnxRuntime& runtime_;
   int64_t vocabulary_;
-  Weights weights_;  // outlive the session
+  Weights weights_;    // outlives the session
   CacheMemory cache_;  // outlives what is bound to it
   std::vector<int64_t> ids_, positions_, rows_, control_;
   std::vector<float> logits_;

@@ -72,7 +72,7 @@ int64_t size_of(const Json& model, const char* name) {
   return size;
 }
 
-size_t count_of(const Json& bytes) {
+size_t bytes_of(const Json& bytes) {
   if (bytes.integer() < 0) throw JsonError("\"matrices\" has a place or a size of " + std::to_string(bytes.integer()));
   return size_t(bytes.integer());
 }
@@ -118,7 +118,7 @@ Manifest manifest_of(const Json& data) {
   m.engine = engine_facts(data);
   for (const Json& matrix : data["matrices"].items())
     if (const Json* offset = matrix.find("offset"))
-      m.matrices.push_back({matrix["name"].string(), count_of(*offset), count_of(matrix["bytes"])});
+      m.matrices.push_back({matrix["name"].string(), bytes_of(*offset), bytes_of(matrix["bytes"])});
   m.tables = data["files"].find(kTables) != nullptr;
   return m;
 }

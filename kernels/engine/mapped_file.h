@@ -14,7 +14,7 @@ class MappedFile {
   ~MappedFile();
   // After all of it was read once: pages count as this process's memory again only when they are next touched.
   void let_go() const;
-  // Where the system keeps files in huge pages, and has not read this one yet.
+  // Asks for huge pages; what lies in memory already keeps its size.
   void in_huge_pages() const;
   std::string_view bytes() const { return {static_cast<const char*>(data_), size_}; }
 

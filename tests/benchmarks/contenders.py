@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgellm.devices.memory import forget
 from tests.benchmarks.peer_files import OUT, PYTHON
 
 BUDGET = 512  # tokens that a peer's cache keeps where it can evict
@@ -40,12 +40,9 @@ class Contender:
         return sum(file.stat().st_size for file in self.files)
 
     def forget(self) -> None:
-        """Out of the page cache with its files, as after a reboot: a file that was just written lies there in small
-        pages, one that is read from the disk in large ones, which decodes several percent faster."""
+        """Out of the page cache with its files, as after a reboot: from the disk they decode a few percent faster."""
         for path in self.files:
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            forget(path)
 
     def missing(self) -> str | None:
         """Why it cannot even be tried, or None."""

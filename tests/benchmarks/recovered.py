@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -89,8 +90,10 @@ def recovered(
         latents |= {f"layers.{layer}.{part}": found for part, found in own.items()}
     student, teacher = Student(arch, latents, source), Weights(tensors)
     told, judges = set_apart(lessons)
-    plan = Plan(steps, float("inf"), config.distill, config.seed, pace(divergence(student, teacher, judges)))
-    train(student, teacher, told, plan, progress)
+    apart = divergence(student, teacher, judges)
+    train(student, teacher, told, Plan(steps, float("inf"), config.distill, config.seed, pace(apart)), progress)
+    after = divergence(student, teacher, judges)
+    print(f"divergence {apart:.3f} nats a token after blocks, {after:.3f} after {steps} steps", file=sys.stderr)
     with torch.no_grad():
         source.tensors |= {name: found.values().clone() for name, found in latents.items()}
     return source

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from tests.bundles import calibration_file, make_bundle
 from tests.conftest import ROOT
 
-from edgellm.export.write import PartialBundle, _flush, _forget
+from edgellm.devices.memory import forget
+from edgellm.export.write import PartialBundle
 from edgellm.runtime.cli import main
 from edgellm.runtime.errors import BundleError, EdgellmError
 from edgellm.runtime.manifest import read_manifest
@@ -66,8 +67,7 @@ def test_a_finished_bundles_weights_are_read_from_the_disk(tiny_model: Path, tmp
     """So that they come back in huge pages (runtime/weights.py)."""
     probe = tmp_path / "probe"
     probe.write_bytes(b"probe")
-    _flush(probe)
-    _forget(probe)
+    forget(probe)
     if cached(probe):
         pytest.skip("this file system lies in memory")
     make_bundle(tiny_model, tmp_path / "bundle", bits=8)
