@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgellm.export import bfloat16
 from edgellm.export.architectures import Architecture
 from edgellm.export.checkpoint import Checkpoint
 from edgellm.export.config import ExportConfig
@@ -100,7 +101,8 @@ def train_block(
     for _ in range(EPOCHS):
         for rows in torch.split(torch.randperm(len(x), generator=generator), size):
             set_rate(optimizer, 1 - done / steps)
-            out = block_forward(arch, layer, {**fixed, **_values(latents)}, x[rows])
+            with bfloat16.products():
+                out = block_forward(arch, layer, {**fixed, **_values(latents)}, x[rows])
             optimizer.zero_grad()
             torch.autograd.backward(hidden(out, goal.states[rows], goal.weights[rows]))
             optimizer.step()

@@ -5,12 +5,13 @@ Measured on SmolLM2-135M with 2 AMD cores with AVX2.
 
 from __future__ import annotations
 
+from edgellm.export import bfloat16
 from edgellm.export.architectures import MATRICES, Architecture
 from edgellm.export.block_recovery import EPOCHS, TOKENS_A_STEP
 from edgellm.export.config import FROM_FILE, ExportConfig
 from edgellm.export.vocabulary import ROWS_AT_ONCE
 
-TRAINED = 3e10  # products and sums a second and core: steps are planned with it
+TRAINED = 3e10  # products and sums a second and core, in float32: steps are planned with it
 MOST_EPOCHS = 4  # over the text, however many minutes there are
 ON_DISK = 2 + 2 * 12  # bytes a weight: the latents that blocks leave; the training's state, twice while it is replaced
 COPIES = 5  # of what is trained: latents, values, gradients, two moments
@@ -22,7 +23,8 @@ def planned_steps(arch: Architecture, config: ExportConfig, sequences: int, leng
     """Steps of the end-to-end stage on `sequences` of `length` tokens: what the minutes give, four epochs at most."""
     a_step = max(1, TOKENS_A_STEP // length)
     passes = 4 + ("self" in config.distill)  # the teacher's, and the student's one forward and as two backward
-    seconds = a_step * length * 2 * arch.parameters * passes / (TRAINED * cores)
+    rate = TRAINED * (bfloat16.FASTER if bfloat16.faster() else 1)
+    seconds = a_step * length * 2 * arch.parameters * passes / (rate * cores)
     return max(1, min(int(60 * config.recover_minutes / seconds), MOST_EPOCHS * -(-sequences // a_step)))
 
 

@@ -270,7 +270,7 @@ def test_the_whole_goes_on_from_the_weights_that_blocks_left(
 
 
 def test_the_nearer_the_student_the_smaller_its_steps(tiny_model: Path, updated: Path) -> None:
-    assert [pace(apart) for apart in (0.01, 0.5, 7.0)] == [0.01, 0.5, 1.0]
+    assert [pace(apart) for apart in (0.01, 0.25, 7.0)] == [0.02, 0.5, 1.0]
     moved = []
     for share in (0.0, 0.01, 1.0):
         own, teacher = student(tiny_model, updated)
