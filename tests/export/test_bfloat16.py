@@ -107,4 +107,5 @@ def test_minutes_are_more_steps(pruned: Pruned, switched_on: pytest.MonkeyPatch)
 def test_a_torch_that_cannot_tell_means_no(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert not bfloat16.faster()
-    assert not bfloat16.products()._enabled
+    with bfloat16.products():
+        assert not torch.is_autocast_enabled("cpu")
