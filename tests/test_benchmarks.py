@@ -18,13 +18,13 @@ from click.testing import CliRunner
 
 from edgellm.kernels import read_bandwidth
 from edgellm.runtime import load
-from tests.benchmarks import peer_files, process, side_by_side
+from tests.benchmarks import peer_files, process, prune_table, side_by_side
 from tests.benchmarks.contenders import Contender, ours, peers
 from tests.benchmarks.peers import protocol
 from tests.benchmarks.process import Failed, ask, busy_neighbour
 from tests.benchmarks.rounds import interleave, medians, ratios, share
 from tests.benchmarks.tied_gguf import EMBEDDING, tied
-from tests.bundles import make_bundle
+from tests.bundles import calibration_file, make_bundle
 from tests.export.test_gguf_tied import write_twice
 
 FAKE = """
@@ -271,3 +271,30 @@ def test_side_by_side(
     found = json.loads((tmp_path / "q").read_text())["contenders"]["peer"]
     assert found["perplexity"] == pytest.approx(math.exp(2))
     assert found["cases"] == {}
+
+
+def test_the_table_of_masks_goes_on_where_it_was_killed(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, made = calibration_file(tmp_path), []
+    make = prune_table.make
+    monkeypatch.setattr(prune_table, "WINDOW", 25)
+    monkeypatch.setattr(prune_table, "make", lambda *args: made.append(args[3].sparsity) or make(*args))
+
+    def rows(*options: str) -> list[dict[str, Any]]:
+        table = tmp_path / "table.json"
+        args = [str(tiny_model), str(text), str(text), "-o", str(table), "--tokens", "200", "--sequences", "4"]
+        ran = CliRunner().invoke(prune_table.main, [*args, "--bits", "0", "--recover", "none", *options])
+        assert ran.exit_code == 0, ran.output
+        found: list[dict[str, Any]] = json.loads(table.read_text())["rows"]
+        return found
+
+    (first,) = rows("--only", "magnitude:2:4")
+    assert [str(sparsity) for sparsity in made] == ["magnitude:2:4"]
+    magnitude, dass = rows("--only", "magnitude:2:4", "--only", "dass:2:4")
+    assert [str(sparsity) for sparsity in made] == ["magnitude:2:4", "dass:2:4"]
+    assert magnitude == first
+    low, high = dass["log_ratio_to_magnitude"]
+    assert low <= math.log(dass["perplexity"] / magnitude["perplexity"]) <= high
+    with pytest.raises(AssertionError, match="other text or settings"):
+        rows("--steps", "7")

@@ -6,7 +6,8 @@ dense; each one-shot, updated and recovered (--recover none, sparsegpt and disti
 
 Windows of 1024 over the first 20k tokens of TEXT. "4 bits": every matrix rounded as the export does, the head at 8.
 Weights live in memory as float32; masks, rounding and re-propagation are the export's own functions. Differences carry
-a 95 % interval from a paired bootstrap over windows of the log-perplexity.
+a 95 % interval from a paired bootstrap over windows of the log-perplexity. Rows that the output has, of the same text and
+settings, are not made again: a killed run goes on, and --only adds to the table.
 """
 
 from __future__ import annotations
@@ -118,9 +119,13 @@ def main(
     cells = [cell for cell in cells if not only or f"{cell[0]}:{cell[1]}:{cell[2]}" in only]
     cells = [cell for cell in cells if not widths or cell[3] in widths]
     cells = [cell for cell in cells if not recover or cell[5] in recover]
-    rows: list[dict[str, Any]] = []
-    losses: dict[Cell, Tensor] = {}
+    facts = {"model": model.name, "text": text.name, "tokens": ids.numel(), "window": WINDOW,
+             "calibration": f"{calibration.name}, {words.numel()} tokens", "steps": steps}  # fmt: skip
+    rows = earlier(output, facts)
+    losses = {cell_of(row): torch.tensor(row["nats"], dtype=torch.float64) for row in rows}
     for cell in cells:
+        if cell in losses:
+            continue
         started = time.perf_counter()
         method, n, m, bits, head, how = cell
         config = ExportConfig(
@@ -134,12 +139,28 @@ def main(
             rival = (other, n, m, bits, head, how)
             if method == "dass" and rival in losses:
                 row[f"log_ratio_to_{other}"] = interval(sums, losses[rival], counts)
-        rows.append(row)
         print(json.dumps(row), f"{time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"model": model.name, "text": text.name, "tokens": ids.numel(), "window": WINDOW,
-             "calibration": f"{calibration.name}, {words.numel()} tokens", "rows": rows}  # fmt: skip
-    output.write_text(json.dumps(facts, indent=1))
+        rows.append({**row, "nats": sums.tolist()})
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps({**facts, "rows": rows}, indent=1))
+
+
+def earlier(output: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a file that was made with these facts; "nats" of each are its sums by window."""
+    if not output.exists():
+        return []
+    found = json.loads(output.read_text())
+    rows: list[dict[str, Any]] = found.pop("rows")
+    if found != facts:
+        raise click.ClickException(f"{output} has a table of other text or settings: give another -o")
+    return rows
+
+
+def cell_of(row: dict[str, Any]) -> Cell:
+    """Which cell a row is."""
+    n, m = map(int, row["nm"].split(":"))
+    bits, head = (0 if row[name] == "fp32" else int(row[name]) for name in ("bits", "head_bits"))
+    return row["method"], n, m, bits, head, row["recover"]
 
 
 if __name__ == "__main__":
