@@ -6,8 +6,8 @@ dense; each one-shot, updated and recovered (--recover none, sparsegpt and disti
 
 Windows of 1024 over the first 20k tokens of TEXT. "4 bits": every matrix rounded as the export does, the head at 8.
 Weights live in memory as float32; masks, rounding and re-propagation are the export's own functions. Differences carry
-a 95 % interval from a paired bootstrap over windows of the log-perplexity. Rows that the output has, of the same text and
-settings, are not made again: a killed run goes on, and --only adds to the table.
+a 95 % interval from a paired bootstrap over windows of the log-perplexity. Rows that the output has, of the same text
+and settings, are not made again: a killed run goes on, and --only adds to the table.
 """
 
 from __future__ import annotations
