@@ -24,7 +24,7 @@ from edgellm.export.training_state import restore, save
 
 WARM_UP = 0.05  # share of the budget in which the rate rises
 DECAY, LEARNT = 0.99, 0.2  # of the student's average, and the share of the budget after which it teaches
-PACE = 2.0  # a nat of divergence, at most 1
+PACE = 2.0  # what a nat of divergence is of the rates that blocks are trained with; all of them at most
 SAVE_EVERY = 120.0  # seconds
 
 

@@ -6,54 +6,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.bundles import make_bundle
+from tests.export.test_distill import student, text
 from torch import Tensor
 from torch.nn import functional
 
 from edgellm.export import bfloat16
-from edgellm.export.architectures import MATRICES
 from edgellm.export.block_recovery import Goal, train_block, trained
-from edgellm.export.calibrate import statistics
 from edgellm.export.checkpoint import open_checkpoint
-from edgellm.export.compress import Read, rounded
 from edgellm.export.config import ExportConfig
 from edgellm.export.decoder import load_block
 from edgellm.export.end_to_end import Plan, train
-from edgellm.export.hessian import Hessians
-from edgellm.export.level import Sparsity
 from edgellm.export.recovery_cost import planned_steps
-from edgellm.export.self_written import Held
 from edgellm.export.straight_through import Latent
-from edgellm.export.student import Student, divergence
-
-
-class Pruned:
-    """The tiny model with DaSS 2:4 and 8 bits, on some text: what a training starts from, new at every `latents`."""
-
-    def __init__(self, model: Path) -> None:
-        checkpoint = open_checkpoint(model)
-        self.arch, self.teacher = checkpoint.architecture, Held(checkpoint.architecture, checkpoint, torch.float32)
-        draws = torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
-        self.ids = (320 * draws.square()).long()
-        self.config = ExportConfig(model, model, Sparsity.parse("dass:2:4"), bits=8, recover="none")
-        self.goal = Goal.of(self.arch, checkpoint, self.ids)
-        self.entering = self.goal.states.clone()
-        self.blocks = [load_block(self.arch, checkpoint, layer) for layer in range(self.arch.layers)]
-        self.goal.move_on(self.arch, 0, self.blocks[0])
-        hessians = Hessians()
-        self.read = Read(statistics(self.arch, 0, self.blocks[0], self.entering.clone(), hessians.add), hessians)
-
-    def latents(self) -> dict[str, Latent]:
-        """Of the first block, by role."""
-        block = self.blocks[0]
-        return {
-            role: Latent(rounded(self.config, f"layers.0.{role}", block[role], self.read), block[role])
-            for role in MATRICES
-        }
+from edgellm.export.student import divergence
 
 
 @pytest.fixture(scope="module")
-def pruned(tiny_model: Path) -> Pruned:
-    return Pruned(tiny_model)
+def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model pruned and rounded: where a training starts."""
+    out = tmp_path_factory.mktemp("pruned") / "bundle"
+    make_bundle(tiny_model, out, "dass:2:4", bits=8, recover="none")
+    return out
 
 
 @pytest.fixture
@@ -67,14 +41,19 @@ def moved(before: list[Tensor], latents: dict[str, Latent]) -> Tensor:
     return torch.cat([(new.detach() - old).flatten() for old, new in zip(before, trained(latents), strict=True)])
 
 
-def test_a_block_learns_the_same(pruned: Pruned, switched_on: pytest.MonkeyPatch) -> None:
-    steps, left = {}, {}
+def test_a_block_learns_the_same(tiny_model: Path, bundle: Path, switched_on: pytest.MonkeyPatch) -> None:
+    steps, left, ids = {}, {}, text(64)
     for fast in (True, False):
         switched_on.setattr(bfloat16, "faster", lambda fast=fast: fast)
-        latents = pruned.latents()
+        own, teacher = student(tiny_model, bundle)
+        arch = own.arch
+        goal = Goal.of(arch, open_checkpoint(tiny_model), ids)
+        entering = goal.states.clone()
+        goal.move_on(arch, 0, load_block(arch, teacher, 0))
+        latents = {name.rpartition(".")[2]: found for name, found in own.latents.items() if ".0." in name}
         start = [tensor.detach().clone() for tensor in trained(latents)]
-        fixed = {role: pruned.blocks[0][role] for role in pruned.arch.vectors}
-        before, left[fast] = train_block(pruned.arch, 0, latents, fixed, pruned.entering, pruned.goal, seed=0)
+        fixed = {role: own.rest.vector(f"layers.0.{role}") for role in arch.vectors}
+        before, left[fast] = train_block(arch, 0, latents, fixed, entering, goal, seed=0)
         assert left[fast] < before
         assert {tensor.dtype for tensor in trained(latents)} == {torch.float32}
         steps[fast] = moved(start, latents)
@@ -83,25 +62,25 @@ def test_a_block_learns_the_same(pruned: Pruned, switched_on: pytest.MonkeyPatch
     assert left[True] == pytest.approx(left[False], rel=0.05)
 
 
-def test_the_whole_comes_nearer(pruned: Pruned, switched_on: pytest.MonkeyPatch) -> None:
+def test_the_whole_comes_nearer(tiny_model: Path, bundle: Path, switched_on: pytest.MonkeyPatch) -> None:
     seen: list[torch.dtype] = []
     linear = functional.linear
     switched_on.setattr(functional, "linear", lambda *args: seen.append((out := linear(*args)).dtype) or out)
-    latents = {f"layers.0.{role}": latent for role, latent in pruned.latents().items()}
-    student = Student(pruned.arch, latents, pruned.teacher)
-    before = divergence(student, pruned.teacher, pruned.ids[:8])
+    own, teacher = student(tiny_model, bundle)
+    before = divergence(own, teacher, text(8, seed=1))
     assert torch.bfloat16 not in seen  # what judges is exact
-    train(student, pruned.teacher, pruned.ids, Plan(8, float("inf"), ("coarse", "fine"), 0, 1.0))
+    train(own, teacher, text(64), Plan(8, float("inf"), ("coarse", "fine"), 0, 1.0))
     assert torch.bfloat16 in seen
-    assert divergence(student, pruned.teacher, pruned.ids[:8]) < before
+    assert divergence(own, teacher, text(8, seed=1)) < before
 
 
-def test_minutes_are_more_steps(pruned: Pruned, switched_on: pytest.MonkeyPatch) -> None:
+def test_minutes_are_more_steps(tiny_model: Path, switched_on: pytest.MonkeyPatch) -> None:
+    arch = open_checkpoint(tiny_model).architecture
     config = ExportConfig(Path(), Path(), recover="distill", bits=4, recover_minutes=1, calibration=Path("text"))
     switched_on.setattr("edgellm.export.recovery_cost.MOST_EPOCHS", 10**9)
-    fast = planned_steps(pruned.arch, config, 64, 64, 2)
+    fast = planned_steps(arch, config, 64, 64, 2)
     switched_on.setattr(bfloat16, "faster", lambda: False)
-    assert fast > planned_steps(pruned.arch, config, 64, 64, 2)
+    assert fast > planned_steps(arch, config, 64, 64, 2)
 
 
 def test_a_torch_that_cannot_tell_means_no(monkeypatch: pytest.MonkeyPatch) -> None:
