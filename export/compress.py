@@ -71,7 +71,7 @@ def compress_layer(
     arch = checkpoint.architecture
     read = None
     if x is not None:
-        hessians = Hessians()
+        hessians = Hessians(config.recover != "none" or also is not None)
         read = Read(statistics(arch, layer, load_block(arch, checkpoint, layer), x, hessians.add), hessians)
         if also is not None:
             also(layer, checkpoint, read)

@@ -18,7 +18,9 @@ class Hessians:
     that it is fitted to; the residual stream behind is as large there, and little hangs on them. They are scaled down.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whole: bool = True) -> None:
+        """whole: False where nothing is corrected: only diagonals are summed, and `importance` is all there is."""
+        self._whole = whole
         self._sums: dict[str, Tensor] = {}
         self._factors: dict[tuple[str, int], Feedback] = {}
 
@@ -29,14 +31,17 @@ class Hessians:
         most = LOUD * squares.median()
         if most > 0:
             x = x * (most / squares.clamp_min(most)).sqrt()[:, None]
-        if role in self._sums:
-            self._sums[role].addmm_(x.T, x)
+        if self._whole:
+            values = x.numpy()
+            own = torch.from_numpy(values.T @ values)  # numpy computes half of it, as torch does not
         else:
-            self._sums[role] = x.T @ x
+            own = x.square().sum(dim=0)
+        self._sums[role] = self._sums[role].add_(own) if role in self._sums else own
 
     def importance(self, role: str) -> Tensor:
         """The diagonal, float32 [in]: how often an input is large."""
-        return self._sums[SHARED.get(role, role)].diagonal()
+        found = self._sums[SHARED.get(role, role)]
+        return found.diagonal() if self._whole else found
 
     def energy(self, role: str, weight: Tensor) -> float:
         """||W X||^2 of a weight [out, in] over the inputs counted."""

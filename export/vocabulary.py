@@ -84,7 +84,7 @@ def head_losses(arch: Architecture, source: Source, normed: list[Tensor], follow
         for i, x in enumerate(normed):
             for start in range(0, len(x), ROWS_AT_ONCE):
                 part = slice(start, start + ROWS_AT_ONCE)
-                logits, ids = head(x[part]), following[i][part]
+                logits, ids = head(x[part]).float(), following[i][part]  # a product in bfloat16 is
                 here = (ids >= rows.start) & (ids < rows.stop)
                 chosen[i][part][here] = logits[here, ids[here] - rows.start]
                 sums[i][part] = torch.logaddexp(sums[i][part], logits.logsumexp(dim=-1).double())

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.runtime.bundle_files import TABLES, TOKENIZER
-from edgellm.runtime.vocabulary import hash_of
 
 # Of these it is known that they bring no letters but the text's own, a byte's, and the space's sign.
 NORMALIZERS = {"NFC", "Replace", "Prepend", "Sequence"}
 PRE_TOKENIZERS = {"ByteLevel", "Split", "Digits", "Metaspace", "Sequence"}
+BASE = 0x9E3779B97F4A7C15
 OPTIONS = ("unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
 
 
@@ -74,3 +74,11 @@ def _listed(part: dict[str, Any] | None, known: set[str]) -> bool:
         return True
     inner = part.get("normalizers") or part.get("pretokenizers") or []
     return part["type"] in known and all(_listed(one, known) for one in inner)
+
+
+def hash_of(token: str) -> int:
+    """A token's polynomial hash modulo 2**64, as kernels/engine/vocabulary.cc has it: of code points, each plus one."""
+    value = 0
+    for letter in token:
+        value = (value * BASE + ord(letter) + 1) & 0xFFFFFFFFFFFFFFFF
+    return value

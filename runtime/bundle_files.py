@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgellm.kernels import library
 from edgellm.runtime.errors import BundleError
 
 NAME = "edgellm.json"
@@ -23,6 +23,7 @@ ENGINE = "model.engine"
 REPORT = "report.html"
 REQUIRED = (GRAPH, WEIGHTS, TOKENIZER)
 LARGEST_MANIFEST = 1 << 26  # bytes; the real ones are under 100 kB
+LITTLE = 1 << 22  # bytes
 HASHED_ALWAYS = 1 << 26  # files below this size are hashed at every load (64 MiB take about 50 ms)
 AGAIN = "Export it again: edgellm export SOURCE OUT"
 ADAPT_AGAIN = "Export it again with --adapt."
@@ -36,8 +37,23 @@ class FileFacts:
     sha256: str
 
 
+def sha256(content: bytes) -> str:
+    """SHA-256 in hex, of little; file_facts is for much."""
+    try:
+        return library.sha256(content)
+    except OSError:  # a wheel without the native library
+        import hashlib
+
+        return hashlib.sha256(content).hexdigest()
+
+
 def file_facts(path: Path) -> FileFacts:
-    """Size and SHA-256 of a file, read in pieces of 1 MiB. Raises OSError."""
+    """Size and SHA-256 of a file, a large one read in pieces of 1 MiB. Raises OSError."""
+    if path.stat().st_size < LITTLE:
+        content = path.read_bytes()
+        return FileFacts(len(content), sha256(content))
+    import hashlib  # late: OpenSSL is 4 MB, and small models have no larger file that is hashed at every load
+
     digest, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):

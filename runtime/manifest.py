@@ -6,14 +6,13 @@ To write one: (folder / "edgellm.json").write_bytes(dump(seal(data))). The field
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgellm.kernels.library import OPERATORS
-from edgellm.runtime.bundle_files import AGAIN, NAME, FileFacts, check_files, file_facts, read_manifest_bytes
+from edgellm.runtime.bundle_files import AGAIN, NAME, FileFacts, check_files, file_facts, read_manifest_bytes, sha256
 from edgellm.runtime.errors import BundleError
 from edgellm.runtime.schema import Manifest
 from edgellm.runtime.typed_json import decode
@@ -28,7 +27,7 @@ def checksum(data: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of the canonical JSON of everything but "checksum". Raises ValueError for NaN and infinity."""
     rest = {key: value for key, value in data.items() if key != "checksum"}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+    return sha256(canonical.encode("ascii"))
 
 
 def seal(data: Mapping[str, Any]) -> dict[str, Any]:

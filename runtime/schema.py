@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from edgellm.runtime.bundle_files import CHAT_TEMPLATE, GRAPH, NAME, WEIGHTS, FileFacts
+from edgellm.runtime.bundle_files import CHAT_TEMPLATE, GRAPH, NAME, WEIGHTS, FileFacts, sha256
 
 KV_BITS = (16, 8)
 GRAPHS = ("edgellm", "optimum")
@@ -292,4 +291,4 @@ class Manifest:
     def weights_sha256(self) -> str:
         """One hash (hex) for graph and weights together, from those of the two files: what a KV cache depends on."""
         named = "".join(f"{name} {self.files[name].sha256}\n" for name in (GRAPH, WEIGHTS))
-        return hashlib.sha256(named.encode()).hexdigest()
+        return sha256(named.encode())

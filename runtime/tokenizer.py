@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from edgellm.runtime.bundle_files import AGAIN, TABLES, TOKENIZER
-from edgellm.runtime.errors import BundleError
+from edgellm.runtime.bundle_files import AGAIN, TOKENIZER
+from edgellm.runtime.errors import BundleError, UsageError
 
 
 class TextTokenizer(Protocol):
     """What a session asks of tokenizers.Tokenizer."""
 
-    def encode(self, text: str, /, *, add_special_tokens: bool = True) -> Any:
+    def encode(self, text: str, /, *, add_special_tokens: Literal[False]) -> Any:
         """Something with `.ids`."""
         ...
 
@@ -25,37 +26,31 @@ class TextTokenizer(Protocol):
         """A token as the vocabulary writes it."""
         ...
 
-    def get_added_tokens_decoder(self) -> dict[int, Any]:
-        """The tokens that are matched before any splitting, by id; each has `.content` and `.special`."""
-        ...
-
 
 def read_tokenizer(folder: Path, vocabulary: int, tables: bool = False) -> TextTokenizer:
-    """Read tokenizer.tables, or tokenizer.json without its padding and truncation, which are for training batches.
+    """Read tokenizer.tables, if the bundle has them and the native library reads their kind; else tokenizer.json,
+    without its padding and truncation, which are for training batches.
 
     Raises BundleError when it cannot be read or has more tokens than the model's `vocabulary`.
     """
-    name = TABLES if tables else TOKENIZER
+    if tables:
+        from edgellm.runtime.vocabulary import TableTokenizer
+
+        with suppress(UsageError, OSError):  # a kind that it does not read, or no library
+            return TableTokenizer(folder, vocabulary)
+    return _whole(folder, vocabulary)
+
+
+def _whole(folder: Path, vocabulary: int) -> TextTokenizer:
+    from tokenizers import Tokenizer  # late: 5 MB that sessions of tables do without
+
     try:
-        tokenizer, size = _tables(folder) if tables else _whole(folder)
+        tokenizer: Tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     except Exception as error:  # the Rust side raises plain Exception
-        raise BundleError(f"{name} cannot be read: {error}", AGAIN) from None
-    if not 0 < size <= vocabulary:
-        raise BundleError(f"{name} has {size} tokens; the model's vocabulary is {vocabulary}", AGAIN)
-    return tokenizer
-
-
-def _tables(folder: Path) -> tuple[TextTokenizer, int]:
-    from edgellm.runtime.vocabulary import TableTokenizer
-
-    tokenizer = TableTokenizer(folder / TABLES, folder / TOKENIZER)
-    return tokenizer, tokenizer.size
-
-
-def _whole(folder: Path) -> tuple[TextTokenizer, int]:
-    from tokenizers import Tokenizer
-
-    tokenizer: Tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        raise BundleError(f"{TOKENIZER} cannot be read: {error}", AGAIN) from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return tokenizer, tokenizer.get_vocab_size(with_added_tokens=True)
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    if not 0 < size <= vocabulary:
+        raise BundleError(f"{TOKENIZER} has {size} tokens; the model's vocabulary is {vocabulary}", AGAIN)
+    return tokenizer

@@ -48,5 +48,5 @@ class Transcript:
             return []
         tokenizer = self._session.tokenizer
         rest: list[int] = tokenizer.encode(text[len(before) :], add_special_tokens=False).ids
-        special = tokenizer.get_added_tokens_decoder()
-        return [*drawn, *rest] if rest and rest[0] in special and special[rest[0]].special else []
+        shown = {tokenizer.decode(rest[:1], skip_special_tokens=skip) for skip in (False, True)}
+        return [*drawn, *rest] if len(shown) == 2 else []  # a special token: shown or not

@@ -1,8 +1,6 @@
 // edgellm.h over the session: every function guards against exceptions and keeps what it gives back alive.
 #include <cstring>
-#include <exception>
 #include <memory>
-#include <new>
 #include <optional>
 
 #ifdef __GLIBC__
@@ -13,6 +11,8 @@
 #include "kernels/engine/error.h"
 #include "kernels/engine/generation.h"
 #include "kernels/engine/graph.h"
+#include "kernels/engine/guard.h"
+#include "kernels/engine/sha256.h"
 #include "kernels/engine/tensorrt_backend.h"
 #include "kernels/engine/utf8.h"
 
@@ -91,31 +91,6 @@ struct edgellm_session {
 
 namespace {
 
-thread_local std::string last_message;
-
-edgellm_status failed(edgellm_status code, const char* what) {
-  try {
-    last_message = what;
-  } catch (...) {
-    last_message.clear();
-  }
-  return code;
-}
-
-template <typename Body>
-edgellm_status guard(Body body) {
-  try {
-    body();
-    return EDGELLM_OK;
-  } catch (const Error& error) {
-    return failed(error.code, error.what());
-  } catch (const std::bad_alloc&) {
-    return failed(EDGELLM_FAILED, "out of memory");
-  } catch (const std::exception& error) {
-    return failed(EDGELLM_FAILED, error.what());
-  }
-}
-
 // The same for calls with a session and arguments that must be there.
 template <typename Body>
 edgellm_status with(const edgellm_session* session, bool arguments, Body body) {
@@ -137,7 +112,10 @@ T read_sized(const T* given) {
 
 const char* edgellm_version(void) { return EDGELLM_VERSION; }
 
-const char* edgellm_message(void) { return last_message.c_str(); }
+edgellm_status edgellm_sha256(const void* content, size_t bytes, char* hex) {
+  if ((!content && bytes) || !hex) return failed(EDGELLM_USAGE, "an argument is null that must not be");
+  return guard([&] { std::strcpy(hex, sha256({static_cast<const char*>(content), bytes}).c_str()); });
+}
 
 edgellm_status edgellm_open(const char* bundle, const edgellm_options* given, edgellm_session** session) {
   if (!bundle || !session) return failed(EDGELLM_USAGE, "edgellm_open needs a bundle's folder and a place for the session");

@@ -83,14 +83,18 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
   return ids;
 }
 
+std::string_view Tokenizer::token(int32_t id) const {
+  const auto added = contents_.find(id);
+  return added != contents_.end() ? std::string_view(added->second) : vocabulary_->token(id);
+}
+
 std::string Tokenizer::decode(const int32_t* ids, size_t count, bool special) const {
   if (!decoder_) throw refused();
   TextDecoder::Tokens tokens;
   for (size_t i = 0; i < count; ++i) {
     const int32_t id = ids[i];
     if (!special && special_.count(id)) continue;
-    if (const auto added = contents_.find(id); added != contents_.end()) tokens.push_back(added->second);
-    else if (const std::string_view token = vocabulary_->token(id); !token.empty()) tokens.emplace_back(token);
+    if (const std::string_view found = token(id); !found.empty()) tokens.emplace_back(found);
   }
   return (*decoder_)(std::move(tokens));
 }

@@ -25,6 +25,8 @@ class Tokenizer {
   std::vector<int32_t> encode(std::string_view text) const;
   // Text of ids, those of no token left out, special ones too unless wanted. Throws as above.
   std::string decode(const int32_t* ids, size_t count, bool special) const;
+  // A token as the vocabulary writes it; empty: no such token. Holds as long as the tokenizer.
+  std::string_view token(int32_t id) const;
   bool can_decode() const { return decoder_.has_value(); }
 
  private:

@@ -39,6 +39,9 @@ EDGELLM_API const char* edgellm_version(void);
 /* What the last call of this thread that failed has to say: one or two lines, "" before any did. Until the next failure. */
 EDGELLM_API const char* edgellm_message(void);
 
+/* SHA-256 of some bytes, as a bundle's edgellm.json has it: 64 characters and a zero at `hex`. */
+EDGELLM_API edgellm_status edgellm_sha256(const void* content, size_t bytes, char* hex);
+
 /* ---- a session ---- */
 
 /* All zero is fine but for `size`. */
@@ -89,6 +92,25 @@ EDGELLM_API edgellm_status edgellm_encode(edgellm_session* session, const char* 
 /* Text of ids, zero-terminated; special tokens are left out unless `special` is 1. `bytes` may be null. */
 EDGELLM_API edgellm_status edgellm_decode(edgellm_session* session, const int32_t* ids, size_t count, int special,
                                           const char** text, size_t* bytes);
+
+/* ---- a tokenizer without its model ---- */
+
+/* Threads and ownership as a session's: calls with one tokenizer must not overlap. */
+typedef struct edgellm_tokenizer edgellm_tokenizer;
+
+/* Opens the tokenizer of a bundle's folder for a model of `vocabulary` ids. Only tokenizer.tables is read, and its hash is
+ * not compared. EDGELLM_USAGE for bundles whose kind of tokenizer this library does not read. */
+EDGELLM_API edgellm_status edgellm_tokenizer_open(const char* bundle, int32_t vocabulary, edgellm_tokenizer** tokenizer);
+EDGELLM_API void edgellm_tokenizer_close(edgellm_tokenizer* tokenizer);
+
+/* As edgellm_encode with `begin` 0, and edgellm_decode. */
+EDGELLM_API edgellm_status edgellm_tokenizer_encode(edgellm_tokenizer* tokenizer, const char* text, size_t bytes,
+                                                    const int32_t** ids, size_t* count);
+EDGELLM_API edgellm_status edgellm_tokenizer_decode(edgellm_tokenizer* tokenizer, const int32_t* ids, size_t count,
+                                                    int special, const char** text, size_t* bytes);
+
+/* A token as the vocabulary writes it; "" for an id of none. */
+EDGELLM_API edgellm_status edgellm_tokenizer_token(edgellm_tokenizer* tokenizer, int32_t id, const char** text, size_t* bytes);
 
 /* ---- how tokens are chosen ---- */
 

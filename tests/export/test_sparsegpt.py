@@ -126,6 +126,15 @@ def test_hessians_are_sums_over_tokens_and_shared() -> None:
     assert seen.feedback("q", 32).order.tolist() != seen.feedback("q", 64).order.tolist()
 
 
+def test_diagonals_alone_are_those_of_the_hessians() -> None:
+    _, x = case()
+    seen, alone = Hessians(), Hessians(whole=False)
+    for part in (x[:600], x[600:]):
+        seen.add("gate", part)
+        alone.add("gate", part)
+    torch.testing.assert_close(alone.importance("up"), seen.importance("up"))
+
+
 def test_one_loud_token_is_not_all_that_counts() -> None:
     _, x = case()
     quiet, loud = Hessians(), Hessians()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable
 from copy import deepcopy
 from functools import reduce
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgellm.runtime import bundle_files
 from edgellm.runtime.errors import BundleError
 from edgellm.runtime.manifest import checksum, dump, parse, read_manifest, seal
 from edgellm.runtime.schema import Manifest
@@ -33,6 +35,22 @@ def rewrite(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     data = json.loads((bundle / "edgellm.json").read_bytes())
     change(data)
     (bundle / "edgellm.json").write_bytes(dump(seal(data)))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_hash_is_hashlibs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    def missing(content: bytes) -> str:
+        raise FileNotFoundError
+
+    if not native:
+        monkeypatch.setattr(bundle_files.library, "sha256", missing)
+    monkeypatch.setattr(bundle_files, "LITTLE", 1000)
+    for size in (0, 1, 55, 56, 63, 64, 65, 999, 1000, 5000):
+        content = bytes(index % 251 for index in range(size))
+        (tmp_path / "file").write_bytes(content)
+        expected = hashlib.sha256(content).hexdigest()
+        assert bundle_files.sha256(content) == expected
+        assert bundle_files.file_facts(tmp_path / "file") == bundle_files.FileFacts(size, expected)
 
 
 def test_reads_what_was_written(bundle: Path) -> None:

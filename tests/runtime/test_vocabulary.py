@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from edgellm.export.vocabulary_tables import vocabulary_tables, write_tokenizer
 from edgellm.runtime import vocabulary
-from edgellm.runtime.errors import BundleError
+from edgellm.runtime.errors import BundleError, UsageError
 from edgellm.runtime.tokenizer import read_tokenizer
 from tests.runtime.fakes import VOCABULARY, byte_tokenizer, make_bundle
 
@@ -84,10 +85,7 @@ def both(
 @given(text=TEXTS)
 def test_the_same_ids(both: tuple[vocabulary.TableTokenizer, Tokenizer], text: str) -> None:
     tables, whole = both
-    for special in (False, True):
-        found = tables.encode(text, add_special_tokens=special)
-        assert found.ids == whole.encode(text, add_special_tokens=special).ids
-    assert "_whole" not in vars(tables)
+    assert tables.encode(text).ids == whole.encode(text, add_special_tokens=False).ids
 
 
 @given(ids=st.lists(st.integers(0, 450), max_size=12), skip=st.booleans())
@@ -95,18 +93,38 @@ def test_the_same_text(both: tuple[vocabulary.TableTokenizer, Tokenizer], ids: l
     tables, whole = both
     assert tables.decode(ids, skip_special_tokens=skip) == whole.decode(ids, skip_special_tokens=skip)
     assert [tables.id_to_token(number) for number in ids] == [whole.id_to_token(number) for number in ids]
-    assert tables.get_added_tokens_decoder().keys() == whole.get_added_tokens_decoder().keys()
 
 
-def test_a_long_text_is_read_by_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary, "LONG", 100)
+def test_a_kind_that_the_library_does_not_read_is_left_to_tokenizers(tmp_path: Path) -> None:
     whole = byte_level()
+    whole.add_tokens([AddedToken("word", single_word=True)])
     write_tokenizer(lambda name, content: (tmp_path / name).write_bytes(content) and None, whole.to_str())
-    tables = read_tokenizer(tmp_path, 342, tables=True)
-    text = CORPUS[1] * 10
-    assert tables.encode(text).ids == whole.encode(text).ids
-    assert "_whole" in vars(tables)
-    assert tables.encode("the cat").ids == whole.encode("the cat").ids
+    assert (tmp_path / "tokenizer.tables").exists()
+    found = read_tokenizer(tmp_path, 343, tables=True)
+    assert isinstance(found, Tokenizer)
+    assert found.encode("a word swords").ids == whole.encode("a word swords").ids
+
+
+def test_without_the_native_library_tokenizers_reads_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(vocabulary, "engine", missing)
+    write_tokenizer(lambda name, content: (tmp_path / name).write_bytes(content) and None, byte_level().to_str())
+    assert isinstance(read_tokenizer(tmp_path, 342, tables=True), Tokenizer)
+
+
+def test_half_of_a_surrogate_pair_is_refused(both: tuple[vocabulary.TableTokenizer, Tokenizer]) -> None:
+    with pytest.raises(UsageError, match="not UTF-8"):
+        both[0].encode("a\ud800")
+
+
+def test_threads_share_a_tokenizer(both: tuple[vocabulary.TableTokenizer, Tokenizer]) -> None:
+    tables, whole = both
+    texts = [f"{text} {number}" for number in range(50) for text in CORPUS]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda text: tables.encode(text).ids, texts))
+    assert found == [whole.encode(text, add_special_tokens=False).ids for text in texts]
 
 
 def test_what_has_no_tables() -> None:
