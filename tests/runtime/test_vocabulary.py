@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from edgellm.export.vocabulary_tables import vocabulary_tables, write_tokenizer
+from edgellm.kernels.library import engine
 from edgellm.runtime import vocabulary
 from edgellm.runtime.errors import BundleError, UsageError
 from edgellm.runtime.tokenizer import read_tokenizer
@@ -145,3 +146,17 @@ def test_damaged_tables_and_too_many_tokens(tmp_path: Path) -> None:
         (folder / "tokenizer.tables").write_bytes(content)
         with pytest.raises(BundleError, match=r"tokenizer\.tables cannot be read"):
             read_tokenizer(folder, VOCABULARY, tables=True)
+
+
+def test_null_arguments_of_the_c_functions_are_told() -> None:
+    library = engine()
+    for refused in (
+        lambda: library.edgellm_tokenizer_open(b"bundle", 258, None),
+        lambda: library.edgellm_tokenizer_encode(None, b"a", 1, None, None),
+        lambda: library.edgellm_tokenizer_decode(None, None, 0, 0, None, None),
+        lambda: library.edgellm_tokenizer_token(None, 0, None, None),
+        lambda: library.edgellm_sha256(None, 1, None),
+    ):
+        assert refused() == 2
+        assert library.edgellm_message()
+    library.edgellm_tokenizer_close(None)
