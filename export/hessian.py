@@ -8,6 +8,7 @@ from torch import Tensor
 from edgellm.export.sparsegpt import Feedback, feedback
 
 SHARED = {"k": "q", "v": "q", "up": "gate"}  # matrices that read the same input
+PANEL = 1024  # rows at a time: what lies below them is their mirror image, and not multiplied again
 LOUD = 4.0  # times the median token's square norm: what one token may count at most
 
 
@@ -31,12 +32,15 @@ class Hessians:
         most = LOUD * squares.median()
         if most > 0:
             x = x * (most / squares.clamp_min(most)).sqrt()[:, None]
-        if self._whole:
-            values = x.numpy()
-            own = torch.from_numpy(values.T @ values)  # numpy computes half of it, as torch does not
-        else:
-            own = x.square().sum(dim=0)
-        self._sums[role] = self._sums[role].add_(own) if role in self._sums else own
+        inputs = x.shape[1]
+        if not self._whole:
+            self._sums.setdefault(role, torch.zeros(inputs)).add_(x.square().sum(dim=0))
+            return
+        sums = self._sums.setdefault(role, torch.zeros(inputs, inputs))
+        for start in range(0, inputs, PANEL):
+            here, after = slice(start, start + PANEL), slice(start + PANEL, None)
+            sums[here, start:].addmm_(x[:, here].T, x[:, start:])
+            sums[after, here] = sums[here, after].T
 
     def importance(self, role: str) -> Tensor:
         """The diagonal, float32 [in]: how often an input is large."""

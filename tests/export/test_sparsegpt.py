@@ -126,6 +126,17 @@ def test_hessians_are_sums_over_tokens_and_shared() -> None:
     assert seen.feedback("q", 32).order.tolist() != seen.feedback("q", 64).order.tolist()
 
 
+def test_hessians_of_many_inputs_are_whole_though_half_is_multiplied(monkeypatch) -> None:
+    monkeypatch.setattr(hessian, "PANEL", 80)
+    _, x = case()
+    seen = Hessians()
+    seen.add("down", x[:600])
+    seen.add("down", x[600:])
+    expected = (x.double().T @ x.double()).float()
+    damping = hessian.feedback(expected, 64).hessian - expected
+    torch.testing.assert_close(seen.feedback("down", 64).hessian - damping, expected, rtol=1e-4, atol=1e-2)
+
+
 def test_diagonals_alone_are_those_of_the_hessians() -> None:
     _, x = case()
     seen, alone = Hessians(), Hessians(whole=False)
