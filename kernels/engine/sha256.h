@@ -13,7 +13,6 @@ class Sha256 {
   std::string hex();
 
  private:
-  void block(const uint8_t* bytes);
   uint32_t state_[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   uint8_t rest_[64];  // bytes that fill no block yet
   uint64_t size_ = 0;
