@@ -80,8 +80,8 @@ def engine() -> ctypes.CDLL:
 
 
 def sha256(content: bytes) -> str:
-    """SHA-256 in hex, without OpenSSL's 4 MB of a process; as fast where the processor has instructions for it, else a
-    tenth. Raises as above."""
+    """SHA-256 in hex, without OpenSSL's 4 MB of a process; as fast where the processor has instructions for it. Raises
+    as above."""
     found = ctypes.create_string_buffer(65)
     engine().edgellm_sha256(content, len(content), found)
     return found.value.decode()

@@ -17,7 +17,7 @@ class Ours:
         self.session = session
 
     def run(self, prompt: Sequence[int], new_tokens: int, first: Callable[[], None]) -> list[int]:
-        """Ids alone, as the other peers are asked for: their text is nobody's work here."""
+        """Ids alone: no peer's side makes text of them."""
         greedy, session = Sampling().sampler(), self.session
         ids = [greedy(session.extend(prompt))]
         first()
