@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from edgellm.kernels import read_bandwidth
 from edgellm.runtime import load
 from tests.benchmarks import peer_files, process, prune_table, side_by_side
-from tests.benchmarks.contenders import Contender, ours, peers
+from tests.benchmarks.contenders import Contender, from_c, ours, peers
 from tests.benchmarks.peers import protocol
 from tests.benchmarks.process import Failed, ask, busy_neighbour
 from tests.benchmarks.rounds import interleave, medians, ratios, share
@@ -74,7 +74,20 @@ def test_a_run_in_a_process_of_its_own(fake: Callable[..., Contender]) -> None:
     assert found["prefill_tokens_per_s"] > 0
     assert found["decode_tokens_per_s"] > 0
     assert found["peak_rss_bytes"] > 1 << 20
+    assert 0 <= found["own_rss_bytes"] < found["peak_rss_bytes"]
     assert 0 <= found["others"] <= 1.1
+
+
+def test_from_c_as_from_python(tiny_gguf: Path, tmp_path: Path) -> None:
+    make_bundle(tiny_gguf, tmp_path / "bundle")
+    python = ours("python", tmp_path / "bundle")
+    same = [ask(one, {"threads": 1, "prompt": [5, 6, 7], "new_tokens": 12})["ids"] for one in (python, from_c(python))]
+    assert same[0] == same[1]
+    scores = [ask(one, {"threads": 1, "score": [5, 6, 7, 8, 9, 10, 11], "window": 4}) for one in (python, from_c(python))]
+    assert scores[0]["tokens"] == scores[1]["tokens"] == 5
+    assert scores[1]["nats"] == pytest.approx(scores[0]["nats"], rel=1e-4)
+    small = ask(from_c(ours("small", tmp_path / "bundle", "window:6")), {"threads": 1, "prompt": [5, 6, 7], "new_tokens": 12})
+    assert small["ids"] != same[0]
 
 
 def test_scoring_counts_windows_as_eval_does(fake: Callable[..., Contender]) -> None:
@@ -223,6 +236,7 @@ def test_side_by_side(
     monkeypatch.setattr(read_bandwidth, "MOST", 1 << 16)
     monkeypatch.setattr(side_by_side, "make_all", lambda source: {"other": "never"})
     monkeypatch.setattr(side_by_side, "ours", lambda name, path, kv=None: replace(field[0], name=name))
+    monkeypatch.setattr(side_by_side, "from_c", lambda one: replace(one, name=f"{one.name}, from C"))
     monkeypatch.setattr(side_by_side, "load", lambda path: load(bundle))
     monkeypatch.setattr(
         side_by_side, "peers", lambda source: [*field[1:], Contender("lost", "fake", tmp_path / "x", 4)]
@@ -250,6 +264,7 @@ def test_side_by_side(
     assert facts["contenders"]["peer"]["perplexity"] == pytest.approx(math.exp(2))
     assert {"growth", "busy"} <= set(facts["contenders"]["edgellm new"])
     assert facts["contenders"]["edgellm new window:12"]["cases"]["8"]["decode_tokens_per_s"] > 0
+    assert facts["contenders"]["edgellm new, from C"]["cases"]["8"]["decode_tokens_per_s"] > 0
     assert "nobody_has" in facts["contenders"]["gone"]["cases"]["4"]["failed"]
     assert "lost" in facts["skipped"]
     assert {row["metric"] for row in facts["ratios"]["4"]} >= {"decode_tokens_per_s", "start_s", "peak_rss_bytes"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Contender:
 
     @property
     def ours(self) -> bool:
-        return self.module == "ours"
+        return self.module.startswith("ours")
 
     @property
     def files(self) -> list[Path]:
@@ -54,6 +54,11 @@ class Contender:
 def ours(name: str, bundle: Path, kv: str | None = None) -> Contender:
     """kv: a --kv for it; None: all tokens stay."""
     return Contender(name, "ours", bundle, 0, Path(sys.executable), {"kv": kv} if kv else {})
+
+
+def from_c(one: Contender) -> Contender:
+    """The same bundle by the C API, as a C or C++ program runs it."""
+    return replace(one, name=f"{one.name}, from C", module="ours_c")
 
 
 def peers(source: Path) -> list[Contender]:

@@ -10,7 +10,7 @@ from tests.benchmarks.process import Failed
 
 OTHERS = 0.1  # of the machine: a run during which other processes had more does not count
 RETRIES = 1
-METRICS = ("decode_tokens_per_s", "prefill_tokens_per_s", "start_s", "peak_rss_bytes")
+METRICS = ("decode_tokens_per_s", "prefill_tokens_per_s", "start_s", "peak_rss_bytes", "own_rss_bytes")
 Sample = dict[str, Any]
 Rounds = dict[str, list[Sample]]  # contender -> a sample a round
 Turn = TypeVar("Turn", bound=Hashable)

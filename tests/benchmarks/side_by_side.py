@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.side_by_side MODEL.gguf --recipe "as stored=" --recipe "4 bits=--bits 4" [--text TEXT]
 
-Same token ids, greedy, end-of-text ignored, one fresh process a run. Bundles of --recipe (options of edgellm export)
+Same token ids, greedy, end-of-text ignored, one fresh process a run; ours by the Python runtime, and from C. Bundles of --recipe (options of edgellm export)
 are kept in build/bench/bundles. Speeds compare only at equal quality: --text gives every contender's perplexity.
 """
 
@@ -25,7 +25,7 @@ from edgellm.kernels.read_bandwidth import read_bandwidth
 from edgellm.runtime import load
 from edgellm.runtime.benchmark import prompt_ids
 from edgellm.runtime.commands.bench import lengths
-from tests.benchmarks.contenders import Contender, ours, peers
+from tests.benchmarks.contenders import Contender, from_c, ours, peers
 from tests.benchmarks.peer_files import make_all
 from tests.benchmarks.process import ROOT, Failed, ask, busy_neighbour
 from tests.benchmarks.rounds import Sample, interleave, medians, ratios, share
@@ -91,6 +91,7 @@ def main(
     given = [ours(f"edgellm {name}", Path(path)) for name, _, path in (item.partition("=") for item in bundles)]
     mine = given + [bundle(source, recipe) for recipe in recipes or (() if given else ("as stored=",))]
     mine += [ours(f"{one.name} {kv}", one.model, kv) for kv in caches for one in mine]
+    mine += [from_c(one) for one in mine]
     failed = {name: f"its file could not be made: {why}" for name, why in make_all(source).items()}
     contenders = mine + [peer for peer in peers(source) if peer.name.startswith(only or ("",))]
     reasons = {c.name: failed.get(c.model.name) or c.missing() for c in contenders}

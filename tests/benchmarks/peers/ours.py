@@ -1,15 +1,14 @@
-"""edgellm itself, under the same conditions: a bundle's folder is the model. settings: "kv" (default: a full cache)."""
+"""edgellm's Python runtime under the same conditions: a bundle's folder is the model. settings: "kv" (default: full)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgellm.runtime import load as load_bundle
-from edgellm.runtime.perplexity import score
-from edgellm.runtime.sampling import Sampling
-from edgellm.runtime.session import Session
 from tests.benchmarks.peers.protocol import serve
+
+if TYPE_CHECKING:
+    from edgellm.runtime.session import Session
 
 
 class Ours:
@@ -18,6 +17,8 @@ class Ours:
 
     def run(self, prompt: Sequence[int], new_tokens: int, first: Callable[[], None]) -> list[int]:
         """Ids alone: no peer's side makes text of them."""
+        from edgellm.runtime.sampling import Sampling
+
         greedy, session = Sampling().sampler(), self.session
         ids = [greedy(session.extend(prompt))]
         first()
@@ -26,10 +27,14 @@ class Ours:
         return ids
 
     def nats(self, window: Sequence[int]) -> float:
+        from edgellm.runtime.perplexity import score
+
         return score(self.session, window, len(window)).nats
 
 
 def load(model: str, threads: int, tokens: int, settings: dict[str, Any]) -> Ours:
+    from edgellm.runtime import load as load_bundle  # here, for its memory is the runtime's own
+
     return Ours(load_bundle(model, kv=settings.get("kv", f"full:{tokens}"), threads=threads))
 
 

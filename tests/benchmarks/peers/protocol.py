@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 SKIPPED = 3  # exit code: this peer cannot do it here, for the reason on stdout
 
 
@@ -41,8 +43,10 @@ def peak_rss_bytes() -> int:
 
 
 def timed(request: dict[str, Any], load: Load) -> dict[str, Any]:
-    """start_s: from the process's start to its first token. Decoding is timed from there, over new_tokens - 1 steps."""
+    """start_s: from the process's start to its first token. Decoding is timed from there, over new_tokens - 1 steps.
+    own_rss_bytes: the peak beyond what Python and NumPy, which call most of the peers, had before the load."""
     prompt, new_tokens = request["prompt"], request["new_tokens"]
+    before = peak_rss_bytes()
     begin = time.monotonic()
     peer = load(request["model"], request["threads"], len(prompt) + new_tokens, request["settings"])
     loaded = time.monotonic()
@@ -51,12 +55,14 @@ def timed(request: dict[str, Any], load: Load) -> dict[str, Any]:
     end = time.monotonic()
     if len(ids) != new_tokens:
         raise RuntimeError(f"{len(ids)} new tokens came, {new_tokens} were asked for")
+    peak = peak_rss_bytes()
     return {
         "start_s": known[0] - request["started"],
         "load_s": loaded - begin,
         "prefill_tokens_per_s": len(prompt) / (known[0] - loaded),
         "decode_tokens_per_s": (new_tokens - 1) / (end - known[0]) if new_tokens > 1 else None,
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": peak,
+        "own_rss_bytes": peak - before,
         "ids": [int(token) for token in ids[:16]],  # to see whether texts agree
     }
 
@@ -73,8 +79,6 @@ def scored(request: dict[str, Any], load: Load) -> dict[str, Any]:
 
 def surprise(logits: Any, following: Sequence[int]) -> float:
     """Sum of -ln softmax(logits [T, V])[following [T]]."""
-    import numpy as np
-
     logits = np.asarray(logits, np.float32)
     top = logits.max(axis=1, keepdims=True)
     sums = np.exp(logits - top).sum(axis=1, dtype=np.float64)
