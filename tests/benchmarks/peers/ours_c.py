@@ -10,7 +10,7 @@ from ctypes import byref, c_int32
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.peers.protocol import serve, surprise
+from tests.benchmarks.peers.protocol import Skipped, serve
 from tests.door import Door
 
 
@@ -28,12 +28,7 @@ class OursC:
         return ids
 
     def nats(self, window: Sequence[int]) -> float:
-        self.session.call("edgellm_reset")
-        total = 0.0
-        for at, token in enumerate(window[1:], 1):
-            self.session.prompt(window[:at], keep=True)
-            total += surprise(self.session.logits()[None], [token])
-        return total
+        raise Skipped("the operators and weights are those of the Python runtime, whose perplexity stands beside it")
 
     def _next(self) -> int:
         found = c_int32()
