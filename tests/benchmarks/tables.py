@@ -32,29 +32,19 @@ def contenders(facts: dict[str, Any]) -> Table:
     shortest = cases[0] if cases else ""
     table = Table(box=None, title=f"{facts['model']}, {facts['threads']} threads, tokens/s", title_justify="left")
     table.add_column("contender")
-    for name in (
-        "file MB",
-        *cases,
-        "start s",
-        "RSS MB",
-        "own MB",
-        "perplexity",
-        "long/short",
-        "busy/quiet",
-        "quiet rounds",
-    ):
+    rest = ("start s", "RSS MB", "own MB", "perplexity", "long/short", "busy/quiet", "quiet rounds")
+    for name in ("file MB", *cases, *rest):
         table.add_column(name, justify="right")
     for name, row in facts["contenders"].items():
         found = row["cases"].get(shortest, {})
         speeds = [number(row["cases"].get(case, {}), *metric(case)) for case in cases]
-        rest = [
+        told = [
             number(found, "start_s", 1, 2),
-            number(found, "peak_rss_bytes", 1e6),
-            number(found, "own_rss_bytes", 1e6),
+            *(number(found, key, 1e6) for key in ("peak_rss_bytes", "own_rss_bytes")),
         ]
-        rest += [number(row, "perplexity", 1, 2), number(row, "growth", 1, 2), number(row, "busy", 1, 2)]
+        told += [number(row, key, 1, 2) for key in ("perplexity", "growth", "busy")]
         quiet = "/".join(str(case.get("quiet_rounds", "-")) for case in row["cases"].values())
-        table.add_row(name, f"{row['model_bytes'] / 1e6:.0f}", *speeds, *rest, quiet)
+        table.add_row(name, f"{row['model_bytes'] / 1e6:.0f}", *speeds, *told, quiet)
     return table
 
 

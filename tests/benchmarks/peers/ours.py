@@ -1,4 +1,4 @@
-"""edgellm's Python runtime under the same conditions: a bundle's folder is the model. settings: "kv" (default: full)."""
+"""edgellm's Python runtime under the same conditions: a bundle is the model. settings: "kv" (default: full)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""edgellm by its C API, as C and C++ programs run it: a bundle's folder is the model. settings: "kv", as ours.py has it.
+"""edgellm by its C API, as C and C++ programs run it: a bundle is the model. settings: "kv", as ours.py has it.
 
 Like the peers, of which all but one are C++ libraries called from Python: no tokenizer, no Python runtime.
 """
