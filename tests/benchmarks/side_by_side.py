@@ -3,7 +3,8 @@
     python -m tests.benchmarks.side_by_side MODEL.gguf --recipe "as stored=" --recipe "4 bits=--bits 4" [--text TEXT]
 
 Same token ids, greedy, end-of-text ignored, one fresh process a run; ours by the Python runtime, and from C.
-Bundles of --recipe (options of edgellm export) are kept in build/bench/bundles. Speeds compare only at equal quality: --text gives every contender's perplexity.
+Bundles of --recipe (options of edgellm export) are kept in build/bench/bundles. Speeds compare only at equal quality:
+--text gives every contender's perplexity.
 """
 
 from __future__ import annotations
