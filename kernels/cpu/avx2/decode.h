@@ -110,7 +110,7 @@ void decode_panel(const Format& f, const uint8_t* panel, const Row& x, float* ac
         __m256i a = _mm256_set1_epi32(zero * *codes_sum), b = a, c = _mm256_setzero_si256(), d = c;
         codes_sum += step;
         for (int block = 0; block < kInGroup; block += 2) {
-          prefetch<2 * Block::kBytes>(codes + kAhead);
+          prefetch<2 * Block::kBytes>(codes);
           Block::run(codes, masks, q, a, b);
           Block::run(codes + Block::kBytes, masks + Block::kMasks, Block::kWide ? q : q + 4, c, d);
           codes += 2 * Block::kBytes;

@@ -45,7 +45,7 @@ struct TwoOfFour<4> {
     const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_set1_epi8(8);
     low = high = _mm256_setzero_si256();
     for (int i = 0; i < 2; ++i, at += 4, chunk += kChunk) {
-      prefetch<kChunk>(chunk + kAhead);
+      prefetch<kChunk>(chunk);
       const __m256i places = load(chunk), v = load(chunk + kChunkPlaces), w = load(chunk + kChunkPlaces + 32);
       quad<0>(_mm256_sub_epi8(_mm256_and_si256(v, nibble), zero), places, x, at);
       quad<1>(_mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(v, 4), nibble), zero), places, x, at);
@@ -78,7 +78,7 @@ struct TwoOfFour<8> {
   }
   void eight(const uint8_t* chunk, const uint8_t* x, int at, Sums& sums) {
     for (int i = 0; i < 2; ++i, at += 4, chunk += kChunk) {
-      prefetch<kChunk>(chunk + kAhead);
+      prefetch<kChunk>(chunk);
       const __m256i places = load(chunk);
       quad<0>(chunk + kChunkPlaces, places, x, at, sums);
       quad<1>(chunk + kChunkPlaces + 32, places, x, at, sums);

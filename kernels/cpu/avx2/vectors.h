@@ -5,6 +5,7 @@
 #pragma once
 #include <cstring>
 
+#include "kernels/cpu/ahead.h"
 #include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/unrolled.h"
@@ -17,8 +18,6 @@
 
 namespace edgellm::EDGELLM_AVX2 {
 
-constexpr int kAhead = 6144;  // bytes: hardware prefetchers stop at a page's end, and 2048 came late on an Intel server
-
 inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline __m256 half8(const void* p) { return _mm256_cvtph_ps(load16(p)); }
@@ -27,9 +26,10 @@ inline __m256i pair(const int16_t* x) {  // two activations in every int32 lane
   std::memcpy(&both, x, 4);
   return _mm256_set1_epi32(both);
 }
+// Fetches as much as lies at p, ahead of it.
 template <int kBytes>
 void prefetch(const uint8_t* p) {
-  for (int i = 0; i < kBytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
+  for (int i = 0; i < kBytes; i += 64) _mm_prefetch(ahead_of(p + i), _MM_HINT_T0);
 }
 // Keeps a sum in its register: compilers otherwise gather the additions at a loop's end and spill what waits for them.
 inline void keep(__m256i& sum) {

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 
+#include "kernels/cpu/ahead.h"
 #include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/unrolled.h"
@@ -17,8 +18,6 @@
 #endif
 
 namespace edgellm::EDGELLM_AVX512 {
-
-constexpr int kAhead = 6144;  // bytes: hardware prefetchers stop at a page's end, and 2048 came late on an Intel server
 
 inline __m512i load(const void* p) { return _mm512_loadu_si512(p); }
 inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -34,9 +33,10 @@ inline __m512i eight_bytes(const void* p) {
   std::memcpy(&eight, p, 8);
   return _mm512_set1_epi64(eight);
 }
+// Fetches as much as lies at p, ahead of it.
 template <int kBytes>
 void prefetch(const uint8_t* p) {
-  for (int i = 0; i < kBytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
+  for (int i = 0; i < kBytes; i += 64) _mm_prefetch(ahead_of(p + i), _MM_HINT_T0);
 }
 // Keeps a sum in its register: compilers otherwise gather the additions at a loop's end and spill what waits for them.
 inline void keep(__m512i& sum) {
