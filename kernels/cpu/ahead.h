@@ -1,8 +1,9 @@
-// What decoding fetches while it reads packed weights: a line of the two pages behind those at hand for every line read.
+// What decoding fetches while it reads packed weights: for every line read, one of the two pages behind those at hand.
 //
-// Hardware prefetchers follow a stream to its page's end. Lines come from both pages in turns, so that two streams are under
-// way: line o of a pair of pages brings line o / 2 of page o % 2 of the next pair. On an Intel server Qwen2.5-Coder-0.5B
-// decoded 1.08x as fast with it as with one stream 6 KB ahead, which was 1.05x one 2 KB ahead (five rounds by hand).
+// Hardware prefetchers follow a stream to its page's end. Lines come from both pages in turns, so that two streams are
+// under way: line o of a pair of pages brings line o / 2 of page o % 2 of the next pair. On an Intel server
+// Qwen2.5-Coder-0.5B decoded 1.09x as fast with it as with one stream 6 KB ahead, which was 1.05x as fast as 2 KB ahead
+// (by hand).
 #pragma once
 #include <cstdint>
 
