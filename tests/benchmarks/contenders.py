@@ -26,10 +26,6 @@ class Contender:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def ours(self) -> bool:
-        return self.module.startswith("ours")
-
-    @property
     def files(self) -> list[Path]:
         """The model's: one, or all in the folder."""
         return [self.model] if self.model.is_file() else [path for path in self.model.glob("*") if path.is_file()]

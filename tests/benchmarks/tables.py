@@ -38,10 +38,8 @@ def contenders(facts: dict[str, Any]) -> Table:
     for name, row in facts["contenders"].items():
         found = row["cases"].get(shortest, {})
         speeds = [number(row["cases"].get(case, {}), *metric(case)) for case in cases]
-        told = [
-            number(found, "start_s", 1, 2),
-            *(number(found, key, 1e6) for key in ("peak_rss_bytes", "own_rss_bytes")),
-        ]
+        told = [number(found, "start_s", 1, 2)]
+        told += [number(found, key, 1e6) for key in ("peak_rss_bytes", "own_rss_bytes")]
         told += [number(row, key, 1, 2) for key in ("perplexity", "growth", "busy")]
         quiet = "/".join(str(case.get("quiet_rounds", "-")) for case in row["cases"].values())
         table.add_row(name, f"{row['model_bytes'] / 1e6:.0f}", *speeds, *told, quiet)

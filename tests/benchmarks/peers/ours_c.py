@@ -1,6 +1,7 @@
 """edgellm by its C API, as C and C++ programs run it: a bundle is the model. settings: "kv", as ours.py has it.
 
-Like the peers, of which all but one are C++ libraries called from Python: no tokenizer, no Python runtime.
+Called as the peers are, C and C++ libraries behind a few lines of Python. edgellm_next makes text of each id
+besides, which no peer's side does.
 """
 
 from __future__ import annotations
