@@ -127,8 +127,10 @@ def test_against_the_reference(
             break
         control = Control(committed, accepted, budget, budget, sinks, policy)
         got, expected = layer.both(layer.inputs(steps, position), control)
-        # At 8 bits a value between two codes may round either way, which moves a logit by a step of its key.
-        assert np.abs(got - expected).max() < (2e-2 if bits == 8 else 5e-3) * max(1, np.abs(expected).max())
+        # At 8 bits a value between two codes may round either way, which moves a logit by a step of its key; a shifted
+        # key's steps are several times as wide.
+        near_enough = 5e-3 if bits == 16 else 2e-2 if layer.shift is None else 6e-2
+        assert np.abs(got - expected).max() < near_enough * max(1, np.abs(expected).max())
         committed = min(budget, committed + accepted)
         accepted = steps - 1 if partial and steps > 1 else steps  # a rejected draft is simply not committed
         position += accepted
