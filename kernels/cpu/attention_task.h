@@ -23,9 +23,7 @@
 
 namespace edgellm {
 
-constexpr int64_t kBlock = 128;    // slots between two looks at the running maximum
-constexpr int64_t kWiden = 64;     // slots widened to float32 at once: of 64 dimensions they stay in L1
-constexpr int64_t kFetched = 32;   // slots whose values are fetched at once
+constexpr int64_t kBlock = 64;     // slots between two looks at the running maximum; as floats, of 64 dimensions, they stay in L1
 constexpr int64_t kUnwidened = 8;  // rows that read halves; more share keys and values that were widened once
 constexpr int64_t kSegment = 512;  // slots a task of decoding
 
@@ -65,35 +63,34 @@ struct Task {
     static thread_local std::vector<float> wide, s;  // grow to the largest once, then stay
     const int dim = int(a.head_dim), stride = int(kBlock), count = int(rows());
     const bool few = rows() <= kUnwidened;
-    if (!few) wide.resize(size_t(kWiden * dim));
+    if (!few) wide.resize(size_t(kBlock * dim));
     s.resize(size_t(rows() * kBlock));
     for (int64_t from = begin; from < end; from += kBlock) {
       const int64_t n = std::min(kBlock, end - from);
       if (a.window && !near(from, n)) continue;
-      each_run(from, n, few ? kFetched : kWiden, [&](int64_t at, int size) {
-        const uint8_t* keys = slot(cache.key, from + at);
-        if (few) fetch(slot(cache.value, from + at), size);
+      each_run(from, n, [&](int64_t at, int size) {
+        const uint8_t *keys = slot(cache.key, from + at), *next = slot(cache.value, from + at);
         if (!few)
           widen(keys, size, wide.data(), isa), isa.scores(q, count, wide.data(), size, dim, s.data() + at, stride);
         else if (cache.int8)
-          isa.scores_int8(q, count, reinterpret_cast<const int8_t*>(keys), size, dim, s.data() + at, stride);
+          isa.scores_int8(q, count, reinterpret_cast<const int8_t*>(keys), size, dim, s.data() + at, stride, next);
         else
-          isa.scores_half(q, count, reinterpret_cast<const uint16_t*>(keys), size, dim, s.data() + at, stride);
+          isa.scores_half(q, count, reinterpret_cast<const uint16_t*>(keys), size, dim, s.data() + at, stride, next);
         if (cache.int8) times_scales(keys, size, s.data() + at);
       });
       for (int64_t row = 0; row < rows(); ++row) {
         weigh(row, from, n, &s[size_t(row * kBlock)], out, isa);
         if (paid) paid->keep(row, from, n, &s[size_t(row * kBlock)], out.most[size_t(row)]);
       }
-      each_run(from, n, few ? kBlock : kWiden, [&](int64_t at, int size) {
-        const uint8_t* values = slot(cache.value, from + at);
+      each_run(from, n, [&](int64_t at, int size) {
+        const uint8_t *values = slot(cache.value, from + at), *next = after(from + n, at);
         if (cache.int8) times_scales(values, size, s.data() + at);
         if (!few)
           widen(values, size, wide.data(), isa), isa.mix(s.data() + at, stride, count, wide.data(), size, dim, out.y.data());
         else if (cache.int8)
-          isa.mix_int8(s.data() + at, stride, count, reinterpret_cast<const int8_t*>(values), size, dim, out.y.data());
+          isa.mix_int8(s.data() + at, stride, count, reinterpret_cast<const int8_t*>(values), size, dim, out.y.data(), next);
         else
-          isa.mix_half(s.data() + at, stride, count, reinterpret_cast<const uint16_t*>(values), size, dim, out.y.data());
+          isa.mix_half(s.data() + at, stride, count, reinterpret_cast<const uint16_t*>(values), size, dim, out.y.data(), next);
       });
     }
   }
@@ -102,20 +99,18 @@ struct Task {
   // Where slot i of those seen lies in key or value.
   const uint8_t* slot(void* buffer, int64_t i) const { return cache.row(buffer, head, seen.slot(i), a.head_dim); }
 
-  // body(first, count) for runs of at most `most` of n slots from `from` on that lie side by side, as committed and staged
-  // ones each do.
-  template <typename Body>
-  void each_run(int64_t from, int64_t n, int64_t most, Body body) const {
-    const int64_t split = std::max<int64_t>(0, std::min(n, seen.committed - from));
-    for (int64_t at = 0, size; at < n; at += size) {
-      size = std::min(most, (at < split ? split : n) - at);
-      body(at, int(size));
-    }
+  // What is read once slot i - 1 is done with, `at` slots on: keys of this head, or of the next; null: there are none.
+  const uint8_t* after(int64_t i, int64_t at) const {
+    if (i < seen.slots()) return slot(cache.key, i + at);
+    return head + 1 < a.kv_heads ? cache.row(cache.key, head + 1, at, a.head_dim) : nullptr;
   }
 
-  // Values that will be mixed once their weights are known: that goes too fast to fetch them by itself.
-  void fetch(const uint8_t* values, int count) const {
-    for (const uint8_t* end = values + count * cache.row_bytes(a.head_dim); values < end; values += 64) __builtin_prefetch(values);
+  // body(first, count) for the runs of n slots from `from` on that lie side by side, as committed and staged ones each do.
+  template <typename Body>
+  void each_run(int64_t from, int64_t n, Body body) const {
+    const int64_t split = std::max<int64_t>(0, std::min(n, seen.committed - from));
+    if (split) body(0, int(split));
+    if (split < n) body(split, int(n - split));
   }
 
   // Slots side by side as floats, codes without their scales.

@@ -27,6 +27,12 @@ template <typename T>
 constexpr int pitch(int dim) {
   return sizeof(T) == 1 ? dim + 4 : dim;
 }
+template <typename T>
+constexpr int64_t slots_bytes(int n, int dim) {
+  return int64_t(n) * pitch<T>(dim) * int64_t(sizeof(T));
+}
+template <typename T>
+constexpr bool kOfCache = sizeof(T) < sizeof(float);  // read from the cache itself, not from floats made of it
 
 // What quantize tells of 64 inputs: their scale (0 where all are 0), of each half the sum and the sum of its codes, and
 // the sum of squares.
@@ -68,12 +74,13 @@ struct Isa {
   // the largest of s;  s[j] = exp(s[j] - most), and their sum. q, y [rows][dim], key, value [n][dim]; s and p are `stride` apart.
   void (*scores)(const float* q, int rows, const float* key, int n, int dim, float* s, int stride);
   void (*mix)(const float* p, int stride, int rows, const float* value, int n, int dim, float* y);
-  // The same of key and value in half precision, to the same bits: few rows do not pay for widening them first.
-  void (*scores_half)(const float* q, int rows, const uint16_t* key, int n, int dim, float* s, int stride);
-  void (*mix_half)(const float* p, int stride, int rows, const uint16_t* value, int n, int dim, float* y);
+  // The same of key and value in half precision, to the same bits: few rows do not pay for widening them first. What lies
+  // at `next`, as many bytes as are read, is fetched meanwhile (meanwhile.h); null: nothing is.
+  void (*scores_half)(const float* q, int rows, const uint16_t* key, int n, int dim, float* s, int stride, const void* next);
+  void (*mix_half)(const float* p, int stride, int rows, const uint16_t* value, int n, int dim, float* y, const void* next);
   // The same of int8 codes, slots pitch<int8_t>(dim) apart; their scales are left to the caller.
-  void (*scores_int8)(const float* q, int rows, const int8_t* key, int n, int dim, float* s, int stride);
-  void (*mix_int8)(const float* p, int stride, int rows, const int8_t* value, int n, int dim, float* y);
+  void (*scores_int8)(const float* q, int rows, const int8_t* key, int n, int dim, float* s, int stride, const void* next);
+  void (*mix_int8)(const float* p, int stride, int rows, const int8_t* value, int n, int dim, float* y, const void* next);
   float (*largest)(const float* s, int n);
   float (*exponentials)(float* s, int n, float most);
 

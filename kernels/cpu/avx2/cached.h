@@ -1,6 +1,7 @@
 // Reading keys and values with AVX2: floats, halves or the int8 codes of a cache, as floats.
 #pragma once
 #include "kernels/cpu/avx2/vectors.h"
+#include "kernels/cpu/meanwhile.h"
 
 namespace edgellm::EDGELLM_AVX2 {
 
@@ -12,15 +13,6 @@ inline __m256 load8(const int8_t* x) {
 inline float load1(const float* x) { return *x; }
 inline float load1(const int8_t* x) { return *x; }
 inline float load1(const uint16_t* x) { return _cvtsh_ss(*x); }
-
-// Of what is read from the cache itself, a line ahead for every line: blocks often begin on a page that no hardware
-// prefetcher crosses into. Distance in bytes.
-constexpr int kCacheAhead = 4096;
-inline void fetch(const float*, int) {}
-template <typename T>
-void fetch(const T* x, int n) {
-  for (int i = 0; i < n; i += 64 / int(sizeof(T))) _mm_prefetch(reinterpret_cast<const char*>(x + i) + kCacheAhead, _MM_HINT_T0);
-}
 
 constexpr int kWideDim = 256;  // the longest head that buffers on the stack are made for
 

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/avx512/quantize.h"
+#include "kernels/cpu/meanwhile.h"
 
 namespace edgellm::EDGELLM_AVX512 {
 
@@ -18,6 +19,9 @@ void for_rows(int rows, Each each) {
   if (rows - row == 2) each(row, std::integral_constant<int, 2>());
   if (rows - row == 1) each(row, std::integral_constant<int, 1>());
 }
+
+// How often it does.
+inline int runs(int rows) { return (rows + kRowsAtOnce - 1) / kRowsAtOnce; }
 
 // The four sums of a, b, c and d.
 inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {
@@ -37,26 +41,17 @@ inline __m512 read(const int8_t* x, __mmask16 here) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(here, x)));
 }
 
-// Of what is read from the cache itself, a line ahead for every line: blocks often begin on a page that no hardware
-// prefetcher crosses into. Distance in bytes.
-constexpr int kCacheAhead = 4096;
-inline void fetch(const float*, int) {}
-template <typename T>
-void fetch(const T* x, int i) {
-  if (i % (64 / int(sizeof(T))) == 0) _mm_prefetch(reinterpret_cast<const char*>(x) + kCacheAhead, _MM_HINT_T0);
-}
-
 // kRows rows by kSlots (4 or 1) slots in registers; T: float, or uint16_t for half precision. Every sum has the same
-// order whatever the tile.
+// order whatever the tile. next: fetched from step `at` on, one a slot.
 template <int kRows, int kSlots, typename T>
-void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
+void scores_tile(const float* q, const T* key, int dim, float* s, int stride, Meanwhile next, int at) {
   __m512 sum[kRows][kSlots];
   unrolled<kRows>([&](auto row) { unrolled<kSlots>([&](auto j) { sum[row][j] = _mm512_setzero_ps(); }); });
   auto sixteen = [&](int i, __mmask16 here) __attribute__((always_inline)) {
+    if (kOfCache<T> && i < 16 * kSlots) next.fetch(at + i / 16);
     __m512 x[kRows];
     unrolled<kRows>([&](auto row) { x[row] = read(q + row * dim + i, here); });
     unrolled<kSlots>([&](auto j) {
-      fetch(key + j * pitch<T>(dim) + i, i);
       const __m512 k = read(key + j * pitch<T>(dim) + i, here);
       unrolled<kRows>([&](auto row) { sum[row][j] = _mm512_fmadd_ps(x[row], k, sum[row][j]); });
     });
@@ -64,6 +59,7 @@ void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
   int i = 0;
   for (; i + 16 <= dim; i += 16) sixteen(i, kAll);
   if (i < dim) sixteen(i, some(i, dim));
+  for (int left = (dim + 15) / 16; kOfCache<T> && left < kSlots; ++left) next.fetch(at + left);
   unrolled<kRows>([&](auto row) {
     constexpr int kMore = kSlots == 4;
     const __m128 four = sums(sum[row][0], sum[row][kMore], sum[row][2 * kMore], sum[row][3 * kMore]);
@@ -75,29 +71,34 @@ void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
 }
 
 template <typename T>
-void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride) {
+void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride, const void* next) {
+  const Meanwhile meanwhile(next, slots_bytes<T>(n, dim), n * runs(rows));
   for_rows(rows, [&](int row, auto count) {
     const float* x = q + row * dim;
     float* to = s + row * stride;
-    int j = 0;
-    for (; j + 4 <= n; j += 4) scores_tile<count(), 4>(x, key + j * pitch<T>(dim), dim, to + j, stride);
-    for (; j < n; ++j) scores_tile<count(), 1>(x, key + j * pitch<T>(dim), dim, to + j, stride);
+    int j = 0, at = row / kRowsAtOnce * n;
+    for (; j + 4 <= n; j += 4) scores_tile<count(), 4>(x, key + j * pitch<T>(dim), dim, to + j, stride, meanwhile, at + j);
+    for (; j < n; ++j) scores_tile<count(), 1>(x, key + j * pitch<T>(dim), dim, to + j, stride, meanwhile, at + j);
   });
+}
+
+inline void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride) {
+  scores<float>(q, rows, key, n, dim, s, stride, nullptr);
 }
 
 // kRows rows by 16 * kWide dimensions in registers; `last` are the lanes of the last sixteen.
 template <int kRows, int kWide, typename T>
-void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, __mmask16 last) {
+void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, __mmask16 last, Meanwhile next, int at) {
   auto lanes = [=](int i) { return i == kWide - 1 ? last : kAll; };
   __m512 sum[kRows][kWide];
   unrolled<kRows>([&](auto row) {
     unrolled<kWide>([&](auto i) { sum[row][i] = read(y + row * dim + 16 * i, lanes(i)); });
   });
   for (int j = 0; j < n; ++j) {
+    if constexpr (kOfCache<T>) next.fetch(at + j);
     __m512 weight[kRows];
     unrolled<kRows>([&](auto row) { weight[row] = _mm512_set1_ps(p[row * stride + j]); });
     unrolled<kWide>([&](auto i) {
-      fetch(value + j * pitch<T>(dim) + 16 * i, 16 * i);
       const __m512 v = read(value + j * pitch<T>(dim) + 16 * i, lanes(i));
       unrolled<kRows>([&](auto row) { sum[row][i] = _mm512_fmadd_ps(weight[row], v, sum[row][i]); });
     });
@@ -108,14 +109,22 @@ void mix_tile(const float* p, int stride, const T* value, int n, int dim, float*
 }
 
 template <typename T>
-void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y) {
+void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y, const void* next) {
+  const Meanwhile meanwhile(next, slots_bytes<T>(n, dim), n * runs(rows) * (dim / 64 + (dim % 64 + 15) / 16));
+  int at = 0;
   for_rows(rows, [&](int row, auto count) {
     const float* weight = p + row * stride;
     float* to = y + row * dim;
     int i = 0;
-    for (; i + 64 <= dim; i += 64) mix_tile<count(), 4>(weight, stride, value + i, n, dim, to + i, kAll);
-    for (; i < dim; i += 16) mix_tile<count(), 1>(weight, stride, value + i, n, dim, to + i, some(i, dim));
+    for (; i + 64 <= dim; i += 64, at += n)
+      mix_tile<count(), 4>(weight, stride, value + i, n, dim, to + i, kAll, meanwhile, at);
+    for (; i < dim; i += 16, at += n)
+      mix_tile<count(), 1>(weight, stride, value + i, n, dim, to + i, some(i, dim), meanwhile, at);
   });
+}
+
+inline void mix(const float* p, int stride, int rows, const float* value, int n, int dim, float* y) {
+  mix<float>(p, stride, rows, value, n, dim, y, nullptr);
 }
 
 inline void from_int8(const int8_t* x, float* y, int n) {
