@@ -23,7 +23,9 @@
 
 namespace edgellm {
 
-constexpr int64_t kBlock = 64;     // slots between two looks at the running maximum; as floats, of 64 dimensions, they stay in L1
+// Slots between two looks at the running maximum: few enough that what is fetched next stays in cache until it is read,
+// and that floats made of them, of 64 dimensions, stay in L1.
+constexpr int64_t kBlock = 64;
 constexpr int64_t kUnwidened = 8;  // rows that read halves; more share keys and values that were widened once
 constexpr int64_t kSegment = 512;  // slots a task of decoding
 
@@ -99,7 +101,7 @@ struct Task {
   // Where slot i of those seen lies in key or value.
   const uint8_t* slot(void* buffer, int64_t i) const { return cache.row(buffer, head, seen.slot(i), a.head_dim); }
 
-  // What is read once slot i - 1 is done with, `at` slots on: keys of this head, or of the next; null: there are none.
+  // Keys that are read once slots before i are done with, from the at-th on: this head's, else the next's; null: none.
   const uint8_t* after(int64_t i, int64_t at) const {
     if (i < seen.slots()) return slot(cache.key, i + at);
     return head + 1 < a.kv_heads ? cache.row(cache.key, head + 1, at, a.head_dim) : nullptr;

@@ -80,7 +80,7 @@ inline bool narrow_attend_alike() {
       isa().scores(q.data(), rows, wide.data(), kSlots, dim, s.data(), kSlots);
       isa().scores_half(q.data(), rows, half.data(), kSlots, dim, t.data(), kSlots, drawn.data());
       isa().mix(p.data(), kSlots, rows, wide.data(), kSlots, dim, y.data());
-      isa().mix_half(p.data(), kSlots, rows, half.data(), kSlots, dim, z.data(), nullptr);
+      isa().mix_half(p.data(), kSlots, rows, half.data(), kSlots, dim, z.data(), drawn.data());
       if (s != t || y != z) return false;
       isa().scores(q.data(), rows, wide_codes.data(), kSlots, dim, s.data(), kSlots);
       isa().scores_int8(q.data(), rows, code.data(), kSlots, dim, t.data(), kSlots, drawn.data());

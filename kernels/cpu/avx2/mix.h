@@ -8,7 +8,7 @@ namespace edgellm::EDGELLM_AVX2 {
 
 // kRows rows by 8 * kWide dimensions in registers.
 template <int kRows, int kWide, typename T>
-void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, Meanwhile next, int at) {
+void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, FetchNext next, int at) {
   __m256 sum[kRows][kWide];
   unrolled<kRows>([&](auto row) {
     unrolled<kWide>([&](auto i) { sum[row][i] = _mm256_loadu_ps(y + row * dim + 8 * i); });
@@ -31,7 +31,7 @@ void mix_tile(const float* p, int stride, const T* value, int n, int dim, float*
 constexpr int wide(int rows) { return rows > 3 ? 2 : 4; }
 
 template <int kRows, typename T>
-void mix_rows(const float* p, int stride, const T* value, int n, int dim, float* y, Meanwhile next, int at) {
+void mix_rows(const float* p, int stride, const T* value, int n, int dim, float* y, FetchNext next, int at) {
   constexpr int kWide = wide(kRows);
   int i = 0;
   for (; i + 8 * kWide <= dim; i += 8 * kWide, at += n) mix_tile<kRows, kWide>(p, stride, value + i, n, dim, y + i, next, at);
@@ -51,10 +51,10 @@ void mix(const float* p, int stride, int rows, const T* value, int n, int dim, f
   auto steps = [&](int count) { return n * (dim / (8 * wide(count)) + dim % (8 * wide(count)) / 8); };
   int all = 0, at = 0;
   for (int row = 0; row < rows; row += kMixRows<T>) all += steps(std::min(rows - row, kMixRows<T>));
-  const Meanwhile meanwhile(next, slots_bytes<T>(n, dim), all);
+  const FetchNext fetch_next(next, slots_bytes<T>(n, dim), all);
   for (int row = 0, some; row < rows; row += some, at += steps(some)) {
     some = std::min(rows - row, kMixRows<T>);
-    kSome[some](p + row * stride, stride, value, n, dim, y + row * dim, meanwhile, at);
+    kSome[some](p + row * stride, stride, value, n, dim, y + row * dim, fetch_next, at);
   }
 }
 

@@ -24,7 +24,7 @@ inline __m256 eight_sums(const __m256 (&a)[8]) {
 // whatever the tile. Inputs from dim / 8 * 8 on are left. next: fetched from step `at` on, one a slot.
 template <int kRows, int kSlots, typename T>
 inline __attribute__((always_inline)) void scores_tile(const float* q, const T* key, int dim, float* s, int stride,
-                                                                Meanwhile next, int at) {
+                                                       FetchNext next, int at) {
   __m256 sum[kSlots][8];
   unrolled<8>([&](auto row) { unrolled<kSlots>([&](auto j) { sum[j][row] = _mm256_setzero_ps(); }); });
   if constexpr (kOfCache<T>) unrolled<kSlots>([&](auto j) { next.fetch(at + j); });
@@ -59,7 +59,7 @@ inline __attribute__((always_inline)) void scores_tile(const float* q, const T* 
 // q [rows][dim]; dim is at most kWideDim where there are several. Rows at the same place would fall on the same banks of
 // L1 and be read one a cycle: eights of all rows are put side by side.
 template <int kRows, typename T>
-void scores_rows(const float* q, const T* key, int n, int dim, float* s, int stride, Meanwhile next, int at) {
+void scores_rows(const float* q, const T* key, int n, int dim, float* s, int stride, FetchNext next, int at) {
   alignas(32) float eights[kRows > 1 ? kRows * kWideDim : 8];
   const float* x = kRows > 1 ? eights : q;
   for (int i = 0; kRows > 1 && i + 8 <= dim; i += 8)
@@ -89,9 +89,9 @@ void scores(const float* q, int rows, const T* key, int n, int dim, float* s, in
     }
   }
   const int at_once = dim > kWideDim ? 1 : kScoresRows;
-  const Meanwhile meanwhile(next, slots_bytes<T>(n, dim), n * ((rows + at_once - 1) / at_once));
+  const FetchNext fetch_next(next, slots_bytes<T>(n, dim), n * ((rows + at_once - 1) / at_once));
   for (int row = 0; row < rows; row += at_once)
-    kSome[std::min(rows - row, at_once)](q + row * dim, key, n, dim, s + row * stride, stride, meanwhile, row / at_once * n);
+    kSome[std::min(rows - row, at_once)](q + row * dim, key, n, dim, s + row * stride, stride, fetch_next, row / at_once * n);
 }
 
 inline void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride) {

@@ -3,7 +3,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/avx512/quantize.h"
-#include "kernels/cpu/meanwhile.h"
+#include "kernels/cpu/fetch_next.h"
 
 namespace edgellm::EDGELLM_AVX512 {
 
@@ -44,7 +44,7 @@ inline __m512 read(const int8_t* x, __mmask16 here) {
 // kRows rows by kSlots (4 or 1) slots in registers; T: float, or uint16_t for half precision. Every sum has the same
 // order whatever the tile. next: fetched from step `at` on, one a slot.
 template <int kRows, int kSlots, typename T>
-void scores_tile(const float* q, const T* key, int dim, float* s, int stride, Meanwhile next, int at) {
+void scores_tile(const float* q, const T* key, int dim, float* s, int stride, FetchNext next, int at) {
   __m512 sum[kRows][kSlots];
   unrolled<kRows>([&](auto row) { unrolled<kSlots>([&](auto j) { sum[row][j] = _mm512_setzero_ps(); }); });
   auto sixteen = [&](int i, __mmask16 here) __attribute__((always_inline)) {
@@ -72,13 +72,13 @@ void scores_tile(const float* q, const T* key, int dim, float* s, int stride, Me
 
 template <typename T>
 void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride, const void* next) {
-  const Meanwhile meanwhile(next, slots_bytes<T>(n, dim), n * runs(rows));
+  const FetchNext fetch_next(next, slots_bytes<T>(n, dim), n * runs(rows));
   for_rows(rows, [&](int row, auto count) {
     const float* x = q + row * dim;
     float* to = s + row * stride;
     int j = 0, at = row / kRowsAtOnce * n;
-    for (; j + 4 <= n; j += 4) scores_tile<count(), 4>(x, key + j * pitch<T>(dim), dim, to + j, stride, meanwhile, at + j);
-    for (; j < n; ++j) scores_tile<count(), 1>(x, key + j * pitch<T>(dim), dim, to + j, stride, meanwhile, at + j);
+    for (; j + 4 <= n; j += 4) scores_tile<count(), 4>(x, key + j * pitch<T>(dim), dim, to + j, stride, fetch_next, at + j);
+    for (; j < n; ++j) scores_tile<count(), 1>(x, key + j * pitch<T>(dim), dim, to + j, stride, fetch_next, at + j);
   });
 }
 
@@ -88,7 +88,7 @@ inline void scores(const float* q, int rows, const float* key, int n, int dim, f
 
 // kRows rows by 16 * kWide dimensions in registers; `last` are the lanes of the last sixteen.
 template <int kRows, int kWide, typename T>
-void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, __mmask16 last, Meanwhile next, int at) {
+void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, __mmask16 last, FetchNext next, int at) {
   auto lanes = [=](int i) { return i == kWide - 1 ? last : kAll; };
   __m512 sum[kRows][kWide];
   unrolled<kRows>([&](auto row) {
@@ -110,16 +110,16 @@ void mix_tile(const float* p, int stride, const T* value, int n, int dim, float*
 
 template <typename T>
 void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y, const void* next) {
-  const Meanwhile meanwhile(next, slots_bytes<T>(n, dim), n * runs(rows) * (dim / 64 + (dim % 64 + 15) / 16));
+  const FetchNext fetch_next(next, slots_bytes<T>(n, dim), n * runs(rows) * (dim / 64 + (dim % 64 + 15) / 16));
   int at = 0;
   for_rows(rows, [&](int row, auto count) {
     const float* weight = p + row * stride;
     float* to = y + row * dim;
     int i = 0;
     for (; i + 64 <= dim; i += 64, at += n)
-      mix_tile<count(), 4>(weight, stride, value + i, n, dim, to + i, kAll, meanwhile, at);
+      mix_tile<count(), 4>(weight, stride, value + i, n, dim, to + i, kAll, fetch_next, at);
     for (; i < dim; i += 16, at += n)
-      mix_tile<count(), 1>(weight, stride, value + i, n, dim, to + i, some(i, dim), meanwhile, at);
+      mix_tile<count(), 1>(weight, stride, value + i, n, dim, to + i, some(i, dim), fetch_next, at);
   });
 }
 

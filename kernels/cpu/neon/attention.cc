@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/cpu/meanwhile.h"
+#include "kernels/cpu/fetch_next.h"
 #include "kernels/cpu/neon/neon.h"
 #include "kernels/cpu/neon/repeat.h"
 
@@ -47,7 +47,7 @@ float load1(const uint16_t* x) { return vgetq_lane_f32(vcvt_f32_f16(vreinterpret
 // kRows rows by kSlots slots in registers; T: float, or uint16_t for half precision. Every sum has the same order whatever the tile.
 // next: fetched from step `at` on, one a slot.
 template <int kRows, int kSlots, typename T>
-void scores_tile(const float* q, const T* key, int dim, float* s, int stride, Meanwhile next, int at) {
+void scores_tile(const float* q, const T* key, int dim, float* s, int stride, FetchNext next, int at) {
   if constexpr (kOfCache<T>) repeat<kSlots>([&](int j) { next.fetch(at + j); });
   float32x4_t sum[kRows * kSlots];
   repeat<kRows * kSlots>([&](int i) { sum[i] = vdupq_n_f32(0); });
@@ -68,7 +68,7 @@ void scores_tile(const float* q, const T* key, int dim, float* s, int stride, Me
 
 // Eight sums at least: a multiply-add takes four cycles, and two start in each.
 template <int kRows, typename T>
-void scores_rows(const float* q, const T* key, int n, int dim, float* s, int stride, Meanwhile next, int at) {
+void scores_rows(const float* q, const T* key, int n, int dim, float* s, int stride, FetchNext next, int at) {
   constexpr int kSlots = kRows == 1 ? 8 : 4;
   int j = 0;
   for (; j + kSlots <= n; j += kSlots)
@@ -78,7 +78,7 @@ void scores_rows(const float* q, const T* key, int n, int dim, float* s, int str
 
 // kRows rows by 4 * kWide dimensions in registers.
 template <int kRows, int kWide, typename T>
-void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, Meanwhile next, int at) {
+void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, FetchNext next, int at) {
   float32x4_t sum[kRows * kWide];
   repeat<kRows * kWide>([&](int i) { sum[i] = vld1q_f32(y + i / kWide * dim + i % kWide * 4); });
   for (int j = 0; j < n; ++j) {
@@ -95,7 +95,7 @@ void mix_tile(const float* p, int stride, const T* value, int n, int dim, float*
 constexpr int wide(int rows) { return rows == 1 ? 8 : 4; }
 
 template <int kRows, typename T>
-void mix_rows(const float* p, int stride, const T* value, int n, int dim, float* y, Meanwhile next, int at) {
+void mix_rows(const float* p, int stride, const T* value, int n, int dim, float* y, FetchNext next, int at) {
   constexpr int kWide = wide(kRows);
   int i = 0;
   for (; i + 4 * kWide <= dim; i += 4 * kWide, at += n) mix_tile<kRows, kWide>(p, stride, value + i, n, dim, y + i, next, at);
@@ -109,9 +109,9 @@ template <typename T>
 void scores_of(const float* q, int rows, const T* key, int n, int dim, float* s, int stride, const void* next) {
   constexpr decltype(&scores_rows<1, T>) kSome[] = {nullptr, scores_rows<1, T>, scores_rows<2, T>, scores_rows<3, T>,
                                                     scores_rows<4, T>};
-  const Meanwhile meanwhile(next, slots_bytes<T>(n, dim), n * ((rows + kMost - 1) / kMost));
+  const FetchNext fetch_next(next, slots_bytes<T>(n, dim), n * ((rows + kMost - 1) / kMost));
   for (int row = 0; row < rows; row += kMost)
-    kSome[std::min(kMost, rows - row)](q + row * dim, key, n, dim, s + row * stride, stride, meanwhile, row / kMost * n);
+    kSome[std::min(kMost, rows - row)](q + row * dim, key, n, dim, s + row * stride, stride, fetch_next, row / kMost * n);
 }
 
 template <typename T>
@@ -120,10 +120,10 @@ void mix_of(const float* p, int stride, int rows, const T* value, int n, int dim
   auto steps = [&](int count) { return n * (dim / (4 * wide(count)) + dim % (4 * wide(count)) / 4); };
   int all = 0, at = 0;
   for (int row = 0; row < rows; row += kMost) all += steps(std::min(kMost, rows - row));
-  const Meanwhile meanwhile(next, slots_bytes<T>(n, dim), all);
+  const FetchNext fetch_next(next, slots_bytes<T>(n, dim), all);
   for (int row = 0, some; row < rows; row += some, at += steps(some)) {
     some = std::min(kMost, rows - row);
-    kSome[some](p + row * stride, stride, value, n, dim, y + row * dim, meanwhile, at);
+    kSome[some](p + row * stride, stride, value, n, dim, y + row * dim, fetch_next, at);
   }
 }
 
