@@ -83,6 +83,18 @@ class Run {
     room_.product.part(i);
   }
 
+  // Behind the last stage: the next layer, if it follows in the file and is like this one.
+  Soon soon(int stage, int64_t range, int64_t ranges) const {
+    switch (stage) {
+      case kQ: return weights(l_.k.tiles ? l_.k : l_.o).soon(steps_, range, ranges);
+      case kK: return weights(l_.v).soon(steps_, range, ranges);
+      case kV: case kAttend: return weights(l_.o).soon(steps_, range, ranges);
+      case kO: return weights(l_.gate_up, l_.activation).soon(steps_, range, ranges);
+      case kGateUp: return weights(l_.down).soon(steps_, range, ranges);
+      default: return Weights{l_.q.f, weights(l_.down).behind()}.soon(steps_, range, ranges);
+    }
+  }
+
   bool few() const { return steps_ <= kFewRows; }
 
  private:
@@ -100,10 +112,14 @@ class Run {
   Seen seen_{};
   const char* problem_ = nullptr;
 
+  static Weights weights(const Matrix& w, Activation activation = Activation::kNone) { return {w.f, w.tiles, activation, {}}; }
+
   int64_t product(const Matrix& w, const float* norm, const float* x, float* y, int64_t stride,
                   Activation activation = Activation::kNone, const float* residual = nullptr) {
     if (!w.tiles) return 0;
-    return room_.product.begin({w.f, w.tiles, activation, {w.bias, residual, norm, l_.epsilon}}, x, rows_, y, stride, pool_);
+    Weights all = weights(w, activation);
+    all.fused = {w.bias, residual, norm, l_.epsilon};
+    return room_.product.begin(all, x, rows_, y, stride, pool_);
   }
 
   // What ends attention or MLP: added to x at once, or normed first when the next stage begins.

@@ -15,11 +15,8 @@
 namespace edgellm {
 namespace {
 
-constexpr int kRowBlock = 128;          // rows that share an unpacked tile; instruction sets multiply four or more at once
-constexpr size_t kFilePage = 4096;      // tensors begin on one
+constexpr int kRowBlock = 128;  // rows that share an unpacked tile; instruction sets multiply four or more at once
 constexpr size_t kPrefetched = 1 << 14;
-constexpr size_t kPartBytes = 1 << 13;  // weight bytes times rows worth a part: the last ones end together
-constexpr size_t kMostParts = 128;
 
 // acc[row][out] for rows [first, first + count) of one panel, every tile unpacked once for all of them.
 void unpacked_panel(const Format& f, const uint8_t* panel, const Rows& x, int64_t first, int count, float* acc,
@@ -85,13 +82,12 @@ int64_t Product::begin(const Weights& weights, const float* x, int64_t rows, flo
   rows_ = rows;
   y_ = y;
   stride_ = stride;
-  const size_t wanted = std::min<size_t>(w_.f.nbytes() * size_t(std::min<int64_t>(rows, 8)) / kPartBytes, kMostParts);
-  return parts_ = std::max<int64_t>(1, std::min(units(), int64_t(wanted)));
+  return parts_ = w_.parts(rows);
 }
 
 void Product::part(int64_t i) const {
   const Isa& isa = edgellm::isa();
-  for (int64_t unit = units() * i / parts_; unit < units() * (i + 1) / parts_; ++unit)
+  for (int64_t unit = w_.units() * i / parts_; unit < w_.units() * (i + 1) / parts_; ++unit)
     for (int64_t first = 0; first < rows_; first += kRowBlock)
       this->unit(unit, first, int(std::min<int64_t>(kRowBlock, rows_ - first)), isa);
 }
@@ -101,15 +97,15 @@ void Product::unit(int64_t unit, int64_t first, int count, const Isa& isa) const
   alignas(64) float acc[2][kRowBlock * kPanel];
   const auto& [f, tiles, activation, fused] = w_;
   const int64_t out = unit * kPanel;
-  const int outputs = int(std::min<int64_t>(kPanel, width() - out));
-  const uint8_t* panel = tiles + size_t(paired() ? 2 * unit : unit) * f.panel_bytes();
+  const int outputs = int(std::min<int64_t>(kPanel, w_.width() - out));
+  const uint8_t* panel = w_.unit(unit);
   panel_times_rows(f, panel, q_, first, count, acc[0], decode_, isa);
-  if (paired()) panel_times_rows(f, panel + f.panel_bytes(), q_, first, count, acc[1], decode_, isa);
+  if (w_.paired()) panel_times_rows(f, panel + f.panel_bytes(), q_, first, count, acc[1], decode_, isa);
   for (int row = 0; row < count; ++row) {
     float *gate = acc[0] + row * kPanel, *to = y_ + (first + row) * stride_ + out;
     if (activation == Activation::kSilu) isa.silu(gate, acc[1] + row * kPanel, gate);
     if (activation == Activation::kGeluTanh) isa.gelu_tanh(gate, acc[1] + row * kPanel, gate);
-    const float* residual = fused.residual ? fused.residual + (first + row) * width() + out : nullptr;
+    const float* residual = fused.residual ? fused.residual + (first + row) * w_.width() + out : nullptr;
     auto write = [&, bias = fused.bias](const auto n) {
       for (int i = 0; bias && i < n; ++i) gate[i] += bias[out + i];
       for (int i = 0; residual && i < n; ++i) gate[i] += residual[i];
@@ -122,13 +118,6 @@ void Product::unit(int64_t unit, int64_t first, int count, const Isa& isa) const
   }
 }
 
-// A prefetch of an address that is none does nothing.
-void Product::prefetch_next() const {
-  const auto end = reinterpret_cast<uintptr_t>(w_.tiles + w_.f.nbytes());
-  const uintptr_t page = (end + kFilePage - 1) / kFilePage * kFilePage;
-  for (size_t i = 0; i < kPrefetched; i += 64) __builtin_prefetch(reinterpret_cast<const void*>(page + i), 0, 2);
-}
-
 void nm_matmul(const Format& f, Activation activation, const float* x, int64_t rows, const uint8_t* tiles,
                const Fused& fused, float* y, const Pool& pool) {
   static thread_local Product own;
@@ -137,7 +126,10 @@ void nm_matmul(const Format& f, Activation activation, const float* x, int64_t r
   const int64_t parts = product.begin({f, tiles, activation, fused}, x, rows, y, width, pool);
   auto part = [&](size_t i) { product.part(int64_t(i)); };
   parallel(pool, size_t(parts), part);
-  if (rows <= kFewRows) product.prefetch_next();
+  if (rows > kFewRows) return;
+  // The memory need not rest between products. A prefetch of an address that is none does nothing.
+  const uint8_t* next = Weights{f, tiles}.behind();
+  for (size_t i = 0; i < kPrefetched; i += 64) __builtin_prefetch(next + i, 0, 2);
 }
 
 }  // namespace edgellm

@@ -1,11 +1,12 @@
 // Work in phases over the threads of a pool, without going back to the caller between them.
 //
 // Within a phase, parts go to whoever comes for them. Whoever finishes the last one begins the next phase while the
-// others wait for it. Nobody waits for a thread that has not come yet: a busy neighbour may hold it, and the ones that are
-// here do all there is.
+// others wait for it, fetching what they will read then. Nobody waits for a thread that has not come yet: a busy
+// neighbour may hold it, and the ones that are here do all there is.
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <thread>
 
 #include "kernels/cpu/parallel.h"
@@ -25,8 +26,15 @@ inline void rest() {
 
 constexpr size_t kMostRanges = 16;
 
+// Bytes that somebody will read soon.
+struct Soon {
+  const uint8_t* at;
+  int64_t bytes;
+};
+
 // work.begin(p) prepares phase p of `phases`, on one thread while no other works, and returns its number of parts (0:
-// that was all of it); work.part(p, i) does one.
+// that was all of it); work.part(p, i) does one. work.soon(p, r, ranges) is what range r of the phase behind p begins
+// with; it may be asked while that phase is prepared.
 //
 // Parts are cut into ranges, a thread's own one first: neighbours in memory are read by one thread, in order, and what
 // it fetches ahead is its own.
@@ -63,8 +71,11 @@ void in_phases(const Pool& pool, int phases, Work& work) {
         for (int64_t i; (i = now.next[r].value.fetch_add(1, std::memory_order_relaxed)) < end; ++mine) work.part(p, i);
       }
       if (mine && now.done.value.fetch_add(mine, std::memory_order_acq_rel) + mine == parts) begin(p + 1);
-      for (int looks = 0; open.load(std::memory_order_acquire) == p; ++looks)
-        looks < kAwake ? rest() : std::this_thread::yield();
+      const auto waiting = [&] { return open.load(std::memory_order_acquire) == p; };
+      if (!waiting()) continue;
+      const Soon soon = work.soon(p, int64_t(index) % ranges, ranges);
+      for (int64_t i = 0; i < soon.bytes && waiting(); i += 64) __builtin_prefetch(soon.at + i, 0, 2);
+      for (int looks = 0; waiting(); ++looks) looks < kAwake ? rest() : std::this_thread::yield();
     }
   };
   parallel(pool, threads, thread);

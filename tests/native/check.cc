@@ -13,6 +13,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/operators.h"
 #include "kernels/cpu/sample.h"
+#include "kernels/cpu/weights.h"
 #include "tests/native/layer.h"
 #include "tests/native/rows.h"
 
@@ -122,6 +123,26 @@ bool run(const std::vector<int64_t>& h) {
   return !why && close(y, expected) && position == positions_after && close(score, score_after);
 }
 
+// What ranges read first lies side by side, from the first byte to the last, and begins where a part does.
+bool ranges_meet() {
+  for (const auto activation : {edgellm::Activation::kNone, edgellm::Activation::kSilu})
+    for (const int64_t n_out : {32, 96, 992})
+      for (const int64_t ranges : {1, 2, 3, 16}) {
+        const edgellm::Format f{n_out, 128, 4, 64, false, 1, 1, false};
+        const std::vector<uint8_t> tiles(f.nbytes());
+        const edgellm::Weights w{f, tiles.data(), activation, {}};
+        const int64_t parts = w.parts(1);
+        const uint8_t* at = w.tiles;
+        for (int64_t r = 0; r < ranges; ++r) {
+          const edgellm::Soon soon = w.soon(1, r, ranges);
+          if (soon.at != at || soon.at != w.unit(w.units() * (parts * r / ranges) / parts)) return false;
+          at += soon.bytes;
+        }
+        if (at != tiles.data() + tiles.size()) return false;
+      }
+  return true;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -130,9 +151,10 @@ int main(int argc, char** argv) {
   int passed = 0, failed = 0;
   const std::pair<const char*, bool> kernels[] = {
       {"scores", edgellm::scores_agree()}, {"mix", edgellm::mix_agrees()}, {"half", edgellm::halves_agree()},
-      {"attention over halves and codes", edgellm::narrow_attend_alike()}, {"decoder layer", edgellm::layers_agree()}};
+      {"attention over halves and codes", edgellm::narrow_attend_alike()}, {"decoder layer", edgellm::layers_agree()},
+      {"ranges", ranges_meet()}};
   for (const auto& [what, fine] : kernels) {
-    if (!fine) std::printf("%s: another result than the portable path's, or than a row's alone\n", what);
+    if (!fine) std::printf("%s: another result than the portable path's, a row's alone, or what was promised\n", what);
     ++(fine ? passed : failed);
   }
   std::vector<int64_t> header(16);

@@ -104,13 +104,13 @@ void decode_panel(const Format& f, const uint8_t* panel, const Row& x, float* ac
     for (int64_t tile = 0; tile < per_run; ++tile) {
       const uint8_t* masks = panel;
       const uint8_t* codes = panel + kBlocks * Block::kMasks;
+      fetch_ahead<kBlocks * (Block::kBytes + Block::kMasks)>(panel);
       const __m256 by = _mm256_broadcast_ss(x_scale);
       for (int g = 0; g < kGroups; ++g) {
         // A second pair of sums: additions need not wait for each other.
         __m256i a = _mm256_set1_epi32(zero * *codes_sum), b = a, c = _mm256_setzero_si256(), d = c;
         codes_sum += step;
         for (int block = 0; block < kInGroup; block += 2) {
-          prefetch<2 * Block::kBytes>(codes);
           Block::run(codes, masks, q, a, b);
           Block::run(codes + Block::kBytes, masks + Block::kMasks, Block::kWide ? q : q + 4, c, d);
           codes += 2 * Block::kBytes;

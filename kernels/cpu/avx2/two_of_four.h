@@ -45,7 +45,6 @@ struct TwoOfFour<4> {
     const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_set1_epi8(8);
     low = high = _mm256_setzero_si256();
     for (int i = 0; i < 2; ++i, at += 4, chunk += kChunk) {
-      prefetch<kChunk>(chunk);
       const __m256i places = load(chunk), v = load(chunk + kChunkPlaces), w = load(chunk + kChunkPlaces + 32);
       quad<0>(_mm256_sub_epi8(_mm256_and_si256(v, nibble), zero), places, x, at);
       quad<1>(_mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(v, 4), nibble), zero), places, x, at);
@@ -78,7 +77,6 @@ struct TwoOfFour<8> {
   }
   void eight(const uint8_t* chunk, const uint8_t* x, int at, Sums& sums) {
     for (int i = 0; i < 2; ++i, at += 4, chunk += kChunk) {
-      prefetch<kChunk>(chunk);
       const __m256i places = load(chunk);
       quad<0>(chunk + kChunkPlaces, places, x, at, sums);
       quad<1>(chunk + kChunkPlaces + 32, places, x, at, sums);
@@ -101,6 +99,7 @@ void decode_two_of_four(const Format& f, const uint8_t* panel, const Row& x, flo
     panel += f.scale_bytes();
     for (int64_t tile = 0; tile < per_run; ++tile, x_scale += x.rows, planes += 2 * kTile * x.rows) {
       const __m256 by = _mm256_broadcast_ss(x_scale);
+      fetch_ahead<4 * TwoOfFour<kBits>::kChunk>(panel);
       for (int g = 0; g < kGroups; ++g) {
         TwoOfFour<kBits> kernel;
         Sums sums;

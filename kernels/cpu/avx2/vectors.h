@@ -26,11 +26,6 @@ inline __m256i pair(const int16_t* x) {  // two activations in every int32 lane
   std::memcpy(&both, x, 4);
   return _mm256_set1_epi32(both);
 }
-// Fetches as much as lies at p, ahead of it.
-template <int kBytes>
-void prefetch(const uint8_t* p) {
-  for (int i = 0; i < kBytes; i += 64) _mm_prefetch(ahead_of(p + i), _MM_HINT_T0);
-}
 // Keeps a sum in its register: compilers otherwise gather the additions at a loop's end and spill what waits for them.
 inline void keep(__m256i& sum) {
   __m256i kept = sum;  // an array that assembly refers to would stay in memory

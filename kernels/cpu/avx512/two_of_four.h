@@ -126,10 +126,10 @@ void decode_two_of_four(const Format& f, const uint8_t* panel, const Row& x, flo
     const uint8_t* scales = panel;
     panel += f.scale_bytes();
     for (int64_t tile = 0; tile < per_run; ++tile, x_scale += x.rows, planes += 2 * kTile * x.rows) {
+      fetch_ahead<4 * kChunk>(panel);
       for (int g = 0; g < kGroups; ++g) {
         Gathered<kBits> sums;
         for (int chunk = g * 4 / kGroups; chunk < (g + 1) * 4 / kGroups; ++chunk, panel += kChunk) {
-          prefetch<kChunk>(panel);
           const __m512i places = twice(panel);
           const __m512i low = _mm512_broadcast_i32x4(load16(planes + 16 * chunk));
           const __m512i high = _mm512_broadcast_i32x4(load16(planes + kTile + 16 * chunk));

@@ -33,11 +33,6 @@ inline __m512i eight_bytes(const void* p) {
   std::memcpy(&eight, p, 8);
   return _mm512_set1_epi64(eight);
 }
-// Fetches as much as lies at p, ahead of it.
-template <int kBytes>
-void prefetch(const uint8_t* p) {
-  for (int i = 0; i < kBytes; i += 64) _mm_prefetch(ahead_of(p + i), _MM_HINT_T0);
-}
 // Keeps a sum in its register: compilers otherwise gather the additions at a loop's end and spill what waits for them.
 inline void keep(__m512i& sum) {
   __m512i kept = sum;  // an array that assembly refers to would stay in memory
