@@ -65,7 +65,7 @@ def library() -> ctypes.CDLL:
 
 @cache
 def engine() -> ctypes.CDLL:
-    """libedgellm.so, for its tokenizer and hash (edgellm.h), loaded once. Raises as library_path does."""
+    """libedgellm.so, for its decoder, tokenizer and hash (edgellm.h), loaded once. Raises as library_path does."""
     loaded = ctypes.CDLL(str(_installed("libedgellm.so")))
     size, number, address = ctypes.c_size_t, ctypes.c_int32, ctypes.c_void_p
     loaded.edgellm_message.restype = ctypes.c_char_p
@@ -76,6 +76,10 @@ def engine() -> ctypes.CDLL:
     loaded.edgellm_tokenizer_encode.argtypes = [address, ctypes.c_char_p, size, address, address]
     loaded.edgellm_tokenizer_decode.argtypes = [address, address, size, ctypes.c_int, address, address]
     loaded.edgellm_tokenizer_token.argtypes = [address, number, address, address]
+    loaded.edgellm_decoder_open.argtypes = [ctypes.c_char_p, address, number, address]
+    loaded.edgellm_decoder_close.argtypes = [address]
+    loaded.edgellm_decoder_close.restype = None
+    loaded.edgellm_decoder_run.argtypes = [address, address, address, size, address, size, address, address, address]
     return loaded
 
 

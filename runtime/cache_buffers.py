@@ -11,8 +11,39 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from edgellm.runtime.cache import CacheLayout
+from edgellm.runtime.errors import EdgellmError
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+
+
+class CacheBuffers:
+    """A cache's buffers by name, in `arrays`; resizing makes others. Raises EdgellmError where there is no memory."""
+
+    def __init__(self, layout: CacheLayout) -> None:
+        self.layout = layout
+        self.arrays = _allocate(layout)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(buffer.nbytes for buffer in self.arrays.values())
+
+    def resize(self, layout: CacheLayout) -> None:
+        """See Backend.resize. Peak memory: both sizes, as far as they are filled."""
+        wanted = _allocate(layout)
+        for name, buffer in wanted.items():
+            old = self.arrays[name]
+            kept = min(buffer.shape[1], old.shape[1])
+            buffer[:, :kept] = old[:, :kept]
+        self.layout, self.arrays = layout, wanted
+
+
+def _allocate(layout: CacheLayout) -> dict[str, NDArray[Any]]:
+    try:
+        return cache_buffers(layout)
+    except (MemoryError, OSError):
+        size = layout.nbytes / 2**20
+        raise EdgellmError(f"no memory for a KV cache of {size:.0f} MiB", "Try --kv window:512.") from None
 
 
 def cache_buffers(layout: CacheLayout) -> dict[str, NDArray[Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EdgellmError(Exception):
     """A failure told in two sentences: what happened (with what was expected), and what to run or change next.
@@ -47,3 +49,10 @@ def no_library(error: FileNotFoundError) -> EdgellmError:
     """The error to raise where the native library is not installed."""
     hint = "Install a wheel that has it: pip install --force-reinstall edgellm"
     return EdgellmError(f"the operator library is missing: {error}", hint)
+
+
+def of_library(library: Any, status: int) -> EdgellmError:
+    """The error to raise where a call of libedgellm.so gave this status of edgellm.h."""
+    what, _, hint = library.edgellm_message().decode(errors="replace").partition("\n")
+    kinds: dict[int, type[EdgellmError]] = {2: UsageError, 3: BundleError}
+    return kinds.get(status, EdgellmError)(what, hint)

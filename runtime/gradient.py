@@ -12,7 +12,7 @@ import numpy as np
 from edgellm.runtime.adapter import TENSORS, Tensors
 from edgellm.runtime.bundle_files import ADAPT, LORA, SOFT
 from edgellm.runtime.objective import Example, Losses, Weights
-from edgellm.runtime.onnx_backend import register_operators
+from edgellm.runtime.onnx_decoder import register_operators
 from edgellm.runtime.onnx_graph import check_ends, failed, open_graph
 from edgellm.runtime.schema import Manifest
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgellm.runtime.bundle_files import ADAPT_AGAIN, HEAD
 from edgellm.runtime.errors import UsageError
-from edgellm.runtime.onnx_backend import register_operators
+from edgellm.runtime.onnx_decoder import register_operators
 from edgellm.runtime.onnx_graph import check_ends, failed, open_graph
 from edgellm.runtime.schema import Manifest
 

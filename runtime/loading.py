@@ -61,9 +61,10 @@ def _backend(folder: Path, manifest: Manifest, layout: CacheLayout, threads: int
         from edgellm.runtime.standard_backend import StandardBackend
 
         return StandardBackend(folder, layout, manifest.model.vocabulary, threads)
-    from edgellm.runtime.onnx_backend import OnnxBackend
+    from edgellm.runtime.cpu_backend import CpuBackend
 
-    return OnnxBackend(folder, layout, manifest.model.vocabulary, threads, manifest.matrices)
+    onnx = kind == "onnxruntime"
+    return CpuBackend(folder, layout, manifest.model.vocabulary, threads, manifest.matrices, onnx)
 
 
 def _engines_policy(manifest: Manifest, engine: EngineFacts) -> str | None:

@@ -21,8 +21,7 @@ def open_graph(
     threads = None takes the physical cores this process may use. Raises BundleError when the graph or its data cannot
     be loaded, UsageError for a number of threads outside 1 to 1024, and whatever `prepare` does.
     """
-    if threads is not None and not 1 <= threads <= 1024:
-        raise UsageError(f"{threads} threads; expected 1 to 1024")
+    check_threads(threads)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -41,6 +40,12 @@ def open_graph(
             remedy = f"onnxruntime {onnxruntime.__version__} reads no opset 23; 1.23 and later do: "
             remedy += "pip install -U onnxruntime"
         raise BundleError(f"{name} cannot be loaded: {first_line(error)}", remedy) from error
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise UsageError for a number of threads outside 1 to 1024, but for None."""
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UsageError(f"{threads} threads; expected 1 to 1024")
 
 
 def check_ends(session: Any, inputs: set[str], outputs: set[str], name: str = GRAPH) -> None:

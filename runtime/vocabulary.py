@@ -18,9 +18,7 @@ from threading import Lock
 from typing import Any, Literal
 
 from edgellm.kernels.library import engine
-from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
-
-KINDS: dict[int, type[EdgellmError]] = {2: UsageError, 3: BundleError}  # of edgellm_status
+from edgellm.runtime.errors import of_library
 
 
 @dataclass(frozen=True)
@@ -68,5 +66,4 @@ class TableTokenizer:
 
     def _ask(self, call: str, *arguments: Any) -> None:
         if status := getattr(self._library, f"edgellm_tokenizer_{call}")(*arguments):
-            what, _, hint = self._library.edgellm_message().decode(errors="replace").partition("\n")
-            raise KINDS.get(status, EdgellmError)(what, hint)
+            raise of_library(self._library, status)

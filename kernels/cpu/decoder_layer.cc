@@ -149,17 +149,13 @@ class Run {
   }
 };
 
-constexpr Pool kHere{nullptr, [](void*, void (*task)(void*, size_t), size_t count, void* data) {
-                       for (size_t i = 0; i < count; ++i) task(data, i);
-                     }};
-
 }  // namespace
 
 const char* decoder_layer(const DecoderLayer& layer, const float* x, const Control& control, const Tokens& tokens,
                           const KVCache& cache, const Wanted& wanted, float* y, const Pool& pool) {
   static thread_local Room room;
   if (tokens.steps <= kFewRows) {  // a thread of the pool that begins a phase has no pool of its own
-    Run run(layer, x, control, tokens, cache, wanted, y, room, kHere);
+    Run run(layer, x, control, tokens, cache, wanted, y, room, kCaller);
     in_phases(pool, kStages, run);
     return run.problem();
   }

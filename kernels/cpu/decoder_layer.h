@@ -28,7 +28,7 @@ struct Wanted {
 };
 
 // x [steps, hidden] -> y [wanted, hidden]; tokens.qkv is not read. Returns why it cannot be done, or null.
-const char* decoder_layer(const DecoderLayer& layer, const float* x, const Control& control, const Tokens& tokens,
+EDGELLM_OPERATOR const char* decoder_layer(const DecoderLayer& layer, const float* x, const Control& control, const Tokens& tokens,
                           const KVCache& cache, const Wanted& wanted, float* y, const Pool& pool);
 
 }  // namespace edgellm

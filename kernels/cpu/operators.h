@@ -3,6 +3,9 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/layout.h"
 
+// What libedgellm calls in libedgellm_ort, without ONNX Runtime between.
+#define EDGELLM_OPERATOR __attribute__((visibility("default")))
+
 namespace edgellm {
 
 enum class Activation { kNone, kSilu, kGeluTanh };
@@ -17,7 +20,7 @@ struct Fused {
 // y = x W^T + bias + residual: x [rows, k_in], tiles [f.nbytes()] -> y [rows, n_out], or [rows, n_out/2] with an
 // activation, when W's outputs are 16 gate, 16 up, 16 gate, … and y = act(gate) * up (then n_out divides by 32, and
 // nothing is added).
-void nm_matmul(const Format& f, Activation activation, const float* x, int64_t rows, const uint8_t* tiles,
+EDGELLM_OPERATOR void nm_matmul(const Format& f, Activation activation, const float* x, int64_t rows, const uint8_t* tiles,
                const Fused& fused, float* y, const Pool& pool);
 
 // y = x W^T + bias (null: none) with x in float32, where nm_matmul rounds it to 16 bits; slower, for gradients.
@@ -28,7 +31,7 @@ void exact_matmul(const Format& f, const float* x, int64_t rows, const uint8_t* 
 void nm_matmul_t(const Format& f, const float* dy, int64_t rows, const uint8_t* tiles, float* dx, const Pool& pool);
 
 // y[t] = row ids[t] of W: y [count, k_in]. False when an id is not in [0, n_out).
-bool quant_gather(const Format& f, const int64_t* ids, int64_t count, const uint8_t* tiles, float* y, const Pool& pool);
+EDGELLM_OPERATOR bool quant_gather(const Format& f, const int64_t* ids, int64_t count, const uint8_t* tiles, float* y, const Pool& pool);
 
 struct Attention {
   int64_t heads, kv_heads, head_dim;

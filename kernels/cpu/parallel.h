@@ -9,6 +9,11 @@ struct Pool {
   void (*run)(void* context, void (*task)(void* data, size_t index), size_t count, void* data);
 };
 
+// No pool: the caller's own thread does all.
+inline constexpr Pool kCaller{nullptr, [](void*, void (*task)(void*, size_t), size_t count, void* data) {
+                                for (size_t i = 0; i < count; ++i) task(data, i);
+                              }};
+
 // body(i) for i in [0, count), in any order and on any thread; inline when there is one.
 template <typename Body>
 void parallel(const Pool& pool, size_t count, Body& body) {

@@ -28,12 +28,3 @@ bool quant_gather(const Format& f, const int64_t* ids, int64_t count, const uint
 }
 
 }  // namespace edgellm
-
-// For the session of kernels/engine: float32 rows [count, k_in] on this thread. False as quant_gather.
-extern "C" __attribute__((visibility("default"))) bool edgellm_gather(const edgellm::Format* format, const int64_t* ids,
-                                                                      int64_t count, const uint8_t* tiles, float* rows) {
-  const edgellm::Pool here{nullptr, [](void*, void (*task)(void*, size_t), size_t n, void* data) {
-                             for (size_t i = 0; i < n; ++i) task(data, i);
-                           }};
-  return edgellm::quant_gather(*format, ids, count, tiles, rows, here);
-}

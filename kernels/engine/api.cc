@@ -7,11 +7,13 @@
 #include <malloc.h>
 #endif
 
+#include "kernels/engine/cores.h"
 #include "kernels/engine/engine_file.h"
 #include "kernels/engine/error.h"
 #include "kernels/engine/generation.h"
 #include "kernels/engine/graph.h"
 #include "kernels/engine/guard.h"
+#include "kernels/engine/native_backend.h"
 #include "kernels/engine/sha256.h"
 #include "kernels/engine/tensorrt_backend.h"
 #include "kernels/engine/utf8.h"
@@ -20,17 +22,19 @@ using namespace edgellm;
 
 namespace {
 
-// What edgellm_open was given: a bundle's folder, and whether its engine is to run it.
+// What edgellm_open was given: a bundle's folder, and what is to run it.
 struct Place {
   std::string folder;
-  bool engine;
+  enum Runs { kCpu, kOnnxRuntime, kTensorRt } runs;
 };
 
 Place place_of(const std::string& path, const char* backend) {
-  if (const std::string folder = bundle_of_engine(path); !folder.empty()) return {folder, true};
+  if (const std::string folder = bundle_of_engine(path); !folder.empty()) return {folder, Place::kTensorRt};
   const std::string named = backend ? backend : "cpu";
-  if (named != "cpu" && named != "tensorrt") throw usage_error("backend \"" + named + "\" is unknown; expected \"cpu\" or \"tensorrt\"");
-  return {path, named == "tensorrt"};
+  if (named == "cpu") return {path, Place::kCpu};
+  if (named == "onnxruntime") return {path, Place::kOnnxRuntime};
+  if (named == "tensorrt") return {path, Place::kTensorRt};
+  throw usage_error("backend \"" + named + "\" is unknown; expected \"cpu\", \"onnxruntime\" or \"tensorrt\"");
 }
 
 }  // namespace
@@ -38,7 +42,7 @@ Place place_of(const std::string& path, const char* backend) {
 struct edgellm_session {
   edgellm_session(const Place& place, const edgellm_options& options)
       : manifest(read_manifest(place.folder, options.verify != 0)),
-        policy(options.kv ? KVPolicy::parse(options.kv, manifest.context) : place.engine ? engines_policy(manifest) : manifest.kv),
+        policy(options.kv ? KVPolicy::parse(options.kv, manifest.context) : place.runs == Place::kTensorRt ? engines_policy(manifest) : manifest.kv),
         policy_text(policy.text()),
         tokenizer(place.folder, manifest.vocabulary, manifest.tables),
         sequence(backend(place, options), manifest, policy),
@@ -46,7 +50,10 @@ struct edgellm_session {
 
   std::unique_ptr<Backend> backend(const Place& place, const edgellm_options& options) const {
     const CacheLayout layout = layout_of(manifest, policy);
-    if (place.engine) return tensorrt_backend(place.folder, manifest, policy, layout);
+    if (place.runs == Place::kTensorRt) return tensorrt_backend(place.folder, manifest, policy, layout);
+    if (place.runs == Place::kCpu)
+      if (auto decoder = Decoder::open(place.folder, shape_of(manifest), options.threads))
+        return std::make_unique<NativeBackend>(std::move(decoder), layout);
     const OnnxRuntime& runtime = onnxruntime(options.onnxruntime ? options.onnxruntime : "");
     return std::make_unique<Graph>(runtime, place.folder, layout, manifest, options.threads);
   }
@@ -121,7 +128,7 @@ edgellm_status edgellm_open(const char* bundle, const edgellm_options* given, ed
   if (!bundle || !session) return failed(EDGELLM_USAGE, "edgellm_open needs a bundle's folder and a place for the session");
   return guard([&] {
     const edgellm_options options = given ? read_sized(given) : edgellm_options{};
-    if (options.threads < 0 || options.threads > 1024) throw usage_error(std::to_string(options.threads) + " threads; expected 1 to 1024, or 0");
+    check_threads(options.threads);
     auto opened = std::make_unique<edgellm_session>(place_of(bundle, options.backend), options);
 #ifdef __GLIBC__
     malloc_trim(0);  // reading the graph and the tokenizer leaves megabytes behind

@@ -10,6 +10,8 @@
 
 #include <sched.h>
 
+#include "kernels/engine/error.h"
+
 namespace edgellm {
 namespace {
 
@@ -37,6 +39,10 @@ int usable_cores() {
   if (std::sscanf(line_of("/sys/fs/cgroup/cpu.max").c_str(), "%lf %lf", &most, &period) == 2 && period > 0)
     cores = std::min(cores, std::ceil(most / period));
   return std::max(1, int(cores));
+}
+
+void check_threads(int threads) {
+  if (threads < 0 || threads > 1024) throw usage_error(std::to_string(threads) + " threads; expected 1 to 1024, or 0");
 }
 
 }  // namespace edgellm

@@ -2,6 +2,7 @@
 #pragma once
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace edgellm {
 
@@ -9,6 +10,7 @@ class MappedFile {
  public:
   // Throws Error (EDGELLM_BUNDLE) for a file that cannot be read.
   MappedFile(const std::string& folder, const std::string& name);
+  MappedFile(MappedFile&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
   ~MappedFile();

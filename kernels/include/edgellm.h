@@ -1,6 +1,7 @@
 /* edgellm's C API: a bundle (what `edgellm export` writes) generates text in any program, without Python.
  *
- * Link libedgellm.so; ONNX Runtime's libonnxruntime, or TensorRT, is loaded by edgellm_open. docs/cpp.md shows how to build.
+ * Link libedgellm.so. ONNX Runtime's libonnxruntime, or TensorRT, is loaded by edgellm_open where it is asked for. docs/cpp.md
+ * shows how to build.
  *
  * Ownership. A session is made by edgellm_open and freed by edgellm_close; nothing else needs freeing. Pointers that a
  * function gives back (texts, logits) belong to the session and hold until the next call with it, if not said otherwise.
@@ -50,12 +51,13 @@ typedef struct {
   const char* kv;          /* KV policy, as --kv has it: "full", "vatp:512", "window:1024,sinks=4"; null: the bundle's */
   int32_t threads;         /* 0: the physical cores this process may use */
   int32_t verify;          /* 1: hash the weights too, which reads all of them */
-  const char* onnxruntime; /* path of libonnxruntime.so; null: see edgellm_open */
-  const char* backend;     /* "cpu" (null is too), or "tensorrt": the bundle's engine, on a GPU. As --backend */
+  const char* onnxruntime; /* path of libonnxruntime.so, where it is needed; null: see edgellm_open */
+  const char* backend;     /* "cpu" (null is too), "onnxruntime", or "tensorrt": the bundle's engine, on a GPU. As --backend */
 } edgellm_options;
 
 /* Opens a bundle's folder, or its model.engine: the folder with the backend "tensorrt". options may be null.
- * libonnxruntime (1.23 or newer) is options->onnxruntime, else the variable EDGELLM_ONNXRUNTIME, else beside
+ * This library runs a bundle's graph itself. With the backend "onnxruntime", and for graphs of another kind (exported by
+ * Optimum), ONNX Runtime does: libonnxruntime (1.23 or newer) is options->onnxruntime, else the variable EDGELLM_ONNXRUNTIME, else beside
  * libedgellm.so, else in the Python package onnxruntime beside edgellm's, else where the system's loader finds it. A
  * process loads it once: later sessions use the first one's.
  * An engine wants libedgellm_runner.so beside libedgellm.so, and TensorRT's libnvinfer.so.10 or libtensorrt_rtx.so.1: the
@@ -71,7 +73,7 @@ typedef struct {
   const char* name;         /* the model's; until edgellm_close, as the others here */
   const char* architecture; /* "llama", … */
   const char* kv;           /* the policy in use, as --kv has it */
-  const char* onnxruntime;  /* the library's file that was loaded: ONNX Runtime's, or TensorRT's */
+  const char* onnxruntime;  /* the library's file that was loaded: ONNX Runtime's, or TensorRT's; "" where none was */
   int32_t vocabulary;       /* ids there are: the length of a row of logits */
   int32_t context;          /* tokens the model was trained for */
   int32_t limit;            /* most tokens of prompt and continuation: the context, or less for a smaller full cache */
@@ -111,6 +113,38 @@ EDGELLM_API edgellm_status edgellm_tokenizer_decode(edgellm_tokenizer* tokenizer
 
 /* A token as the vocabulary writes it; "" for an id of none. */
 EDGELLM_API edgellm_status edgellm_tokenizer_token(edgellm_tokenizer* tokenizer, int32_t id, const char** text, size_t* bytes);
+
+/* ---- a decoder without its session ---- */
+
+/* A bundle's graph, run by this library alone; for a caller that keeps the cache itself, as the Python runtime does. Threads
+ * and ownership as a session's. */
+typedef struct edgellm_decoder edgellm_decoder;
+
+/* What the caller believes the graph to have. bits: of keys and values, 16 or 8. */
+typedef struct {
+  int64_t layers, kv_heads, head_dim, vocabulary, bits;
+} edgellm_shape;
+
+/* A layer's cache: key and value [kv_heads, capacity, head_dim] in float16, or int8 rows with a float32 scale behind each;
+ * position [kv_heads, capacity], score [kv_heads, capacity, planes]. */
+typedef struct {
+  void *key, *value;
+  int32_t* position;
+  float* score;
+  int64_t capacity, planes;
+} edgellm_cache;
+
+/* Opens a bundle's folder, whose manifest is not read. threads: 0 for the physical cores. *decoder is null where the graph is
+ * of a kind that only ONNX Runtime runs. EDGELLM_BUNDLE for one that is damaged, or has another shape. */
+EDGELLM_API edgellm_status edgellm_decoder_open(const char* bundle, const edgellm_shape* shape, int32_t threads,
+                                                edgellm_decoder** decoder);
+EDGELLM_API void edgellm_decoder_close(edgellm_decoder* decoder);
+
+/* Runs ids [steps] at positions [steps]: logits [count, vocabulary] of the tokens that rows [count] name. control [layers,
+ * fields] as kernels/control.py has it; caches [layers]. After a failure the caches hold nothing of use. */
+EDGELLM_API edgellm_status edgellm_decoder_run(edgellm_decoder* decoder, const int64_t* ids, const int64_t* positions, size_t steps,
+                                               const int64_t* rows, size_t count, const int64_t* control,
+                                               const edgellm_cache* caches, float* logits);
 
 /* ---- how tokens are chosen ---- */
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstring>
 
+#include "kernels/cpu/layer_attributes.h"
 #include "kernels/cpu/operators.h"
 #include "kernels/ort/tensors.h"
 
@@ -59,11 +60,6 @@ struct AttentionRun {
     return to;
   }
 };
-
-inline Attention attention_of(const Attributes& a) {
-  return {a.integer("heads"), a.integer("kv_heads"), a.integer("head_dim"),
-          a.real("scale"),    a.integer("window"),   a.real("softcap")};
-}
 
 // kKV: of key and value. ONNX Runtime tells operators of one name apart by their types.
 template <ElementType kKV>

@@ -1,19 +1,10 @@
 // NMMatMul, NMMatMulT and QuantGather: what ONNX Runtime hands over, checked.
 #pragma once
+#include "kernels/cpu/layer_attributes.h"
 #include "kernels/cpu/operators.h"
 #include "kernels/ort/tensors.h"
 
 namespace edgellm::ort {
-
-inline Activation activation_of(const Attributes& a, const Format& f) {
-  const std::string name = a.string("activation");
-  const Activation activation = name == "silu"        ? Activation::kSilu
-                                : name == "gelu_tanh" ? Activation::kGeluTanh
-                                                      : Activation::kNone;
-  if ((activation == Activation::kNone && name != "none") || (activation != Activation::kNone && f.n_out % 32))
-    throw Failure{create_status(a.api, kInvalidArgument, "activation is none, or silu or gelu_tanh over pairs of 16")};
-  return activation;
-}
 
 struct NMMatMul {
   static constexpr const char* kName = "NMMatMul";
@@ -26,7 +17,7 @@ struct NMMatMul {
   bool exact;
 
   explicit NMMatMul(const Attributes& a)
-      : format(a.format()), activation(activation_of(a, format)), epsilon(a.real_or("epsilon", 0)),
+      : format(format_of(a)), activation(activation_of(a, format)), epsilon(a.real_or("epsilon", 0)),
         exact(a.real_or("exact", 0) != 0) {}
   void compute(const Call& call) const {
     const Tensor x = call.input(0);
@@ -57,7 +48,7 @@ struct NMMatMulT {
   static constexpr size_t kRequired = 2;
   Format format;
 
-  explicit NMMatMulT(const Attributes& a) : format(a.format()) {}
+  explicit NMMatMulT(const Attributes& a) : format(format_of(a)) {}
   void compute(const Call& call) const {
     const Tensor dy = call.input(0), tiles = call.input(1);
     call.require(dy.shape.size() == 2 && dy.shape[1] == format.n_out, "NMMatMulT: dy is not [T, n_out]");
@@ -73,7 +64,7 @@ struct QuantGather {
   static constexpr size_t kRequired = 2;
   Format format;
 
-  explicit QuantGather(const Attributes& a) : format(a.format()) {}
+  explicit QuantGather(const Attributes& a) : format(format_of(a)) {}
   void compute(const Call& call) const {
     const Tensor ids = call.input(0), tiles = call.input(1);
     call.require(ids.shape.size() == 1, "QuantGather: ids is not [T]");

@@ -47,15 +47,7 @@ struct Attributes {
     check(attribute_string(api, info, name, value.data(), &size));
     return value.c_str();  // without the terminating zero that size counts
   }
-  // A format's attributes, whose names begin so.
-  Format format(const std::string& prefix = "") const {
-    const auto size = [&](const char* name) { return integer((prefix + name).c_str()); };
-    const std::string zero = string((prefix + "zero").c_str()), axis = string((prefix + "axis").c_str());
-    Format f{size("n_out"), size("k_in"), size("bits"), size("group"), zero == "min", size("n"), size("m"), axis == "out"};
-    const bool words = (zero == "min" || zero == "symmetric") && (axis == "in" || axis == "out");
-    if (!words || !f.valid()) throw Failure{create_status(api, kInvalidArgument, "no such weight tile")};
-    return f;
-  }
+  [[noreturn]] void fail(const char* message) const { throw Failure{create_status(api, kInvalidArgument, message)}; }
 };
 
 // Up to four dimensions, not on the heap: a token reads more than a thousand shapes.

@@ -59,7 +59,7 @@ def command(
     printf 'Hi!\\nTell me more.\\n' | edgellm chat bundle
     """
     options = sampling(**settings)
-    if backend != "cpu" and adapter is not None:
+    if backend == "tensorrt" and adapter is not None:
         raise UsageError(f"--backend {backend} with an adapter: adapters run on the CPU", "Leave one of them out.")
     session = load(bundle, kv=kv, threads=threads, verify=verify, backend=backend)
     if session.chat is None:

@@ -74,7 +74,7 @@ def _onnxruntime() -> tuple[str, str]:
 def _library() -> tuple[str, str]:
     import onnxruntime
 
-    from edgellm.runtime.onnx_backend import register_operators
+    from edgellm.runtime.onnx_decoder import register_operators
 
     return "ok", str(register_operators(onnxruntime.SessionOptions()))
 

@@ -76,7 +76,7 @@ def command(
     """
     if system is not None and not chat:
         raise UsageError("--system without --chat: plain text has no system message", "Add --chat.")
-    if backend != "cpu" and (adapt or adapter is not None):
+    if backend == "tensorrt" and (adapt or adapter is not None):
         raise UsageError(f"--backend {backend} with an adapter: adapters run on the CPU", "Leave one of them out.")
     if prompt_cache is not None and (adapt or adapter is not None):
         raise UsageError("--prompt-cache with an adapter: a cache is of the model alone", "Leave one of them out.")

@@ -20,10 +20,11 @@ threads_option = click.option("--threads", type=int, help="Default: this machine
 
 backend_option = click.option(
     "--backend",
-    type=click.Choice(["cpu", "tensorrt"]),
+    type=click.Choice(["cpu", "onnxruntime", "tensorrt"]),
     default="cpu",
     show_default=True,
-    help="tensorrt: the bundle's engine, on a GPU.",
+    help="onnxruntime: the graph on the CPU by ONNX Runtime, as other graphs than ours always are. tensorrt: the bundle's "
+    "engine, on a GPU.",
 )
 
 prompt_cache_option = click.option(

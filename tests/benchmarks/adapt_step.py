@@ -30,7 +30,7 @@ from edgellm.export.packed_source import read_placed
 from edgellm.runtime import load
 from edgellm.runtime.head import Head
 from edgellm.runtime.objective import Example, Weights
-from edgellm.runtime.onnx_backend import register_operators
+from edgellm.runtime.onnx_decoder import register_operators
 from edgellm.runtime.session import Session
 from edgellm.runtime.shift import ShiftGradient
 

@@ -46,7 +46,7 @@ def example(arch: Architecture, carrier: str, tokens: int = 29, prefix: int = 5,
 def run(folder: Path, arch: Architecture, carrier: str, given: dict[str, Any]) -> dict[str, Any]:
     import onnxruntime
 
-    from edgellm.runtime.onnx_backend import register_operators
+    from edgellm.runtime.onnx_decoder import register_operators
 
     path = folder / f"{carrier}.onnx"
     if not path.exists():

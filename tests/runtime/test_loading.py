@@ -16,10 +16,10 @@ from edgellm.runtime import load
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.cache_buffers import cache_buffers
 from edgellm.runtime.chat import Chat, freeze
+from edgellm.runtime.cpu_backend import CpuBackend
 from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
 from edgellm.runtime.kv_policy import parse_kv
 from edgellm.runtime.manifest import parse
-from edgellm.runtime.onnx_backend import OnnxBackend
 from edgellm.runtime.schema import Manifest
 from tests.runtime.fakes import CHATML, DATA, VOCABULARY, byte_tokenizer, make_bundle
 
@@ -82,7 +82,7 @@ def unfinished(folder: Path, **changes: Any) -> tuple[Path, Manifest]:
 
 @pytest.fixture
 def standard_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgellm.runtime.onnx_backend.register_operators", lambda options: Path())
+    monkeypatch.setattr("edgellm.runtime.onnx_decoder.register_operators", lambda options: Path())
 
 
 @pytest.mark.usefixtures("standard_operators")
@@ -99,12 +99,12 @@ def test_loads_and_generates(tmp_path: Path) -> None:
 def test_cache_buffers_are_updated_in_place(tmp_path: Path) -> None:
     folder, _ = unfinished(tmp_path / "b")
     layout = CacheLayout(parse_kv("full", 64), 8, 2, 2, 16)
-    backend = OnnxBackend(folder, layout, VOCABULARY, threads=1)
+    backend = CpuBackend(folder, layout, VOCABULARY, threads=1)
     one = np.zeros(1, np.int64)
     for _ in range(3):
         backend.step(one, one, one, np.zeros((2, FIELDS), np.int64))
     assert backend.kv_bytes == layout.nbytes
-    for buffer in backend._buffers.values():
+    for buffer in backend._cache.arrays.values():
         assert buffer.ctypes.data % 64 == 0 or not buffer.size
         assert (buffer == 3).all()
 
@@ -128,7 +128,7 @@ def test_graphs_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_threads_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="0 threads"):
-        OnnxBackend(tmp_path, CacheLayout(parse_kv("full", 8), 8, 1, 1, 8), 10, threads=0)
+        CpuBackend(tmp_path, CacheLayout(parse_kv("full", 8), 8, 1, 1, 8), 10, threads=0)
 
 
 def test_a_missing_operator_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,11 +141,14 @@ def test_a_missing_operator_library(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(library, "library_path", missing)
     with pytest.raises(EdgellmError, match=r"operator library is missing: libedgellm_ort\.so"):
+        load(bundle, backend="onnxruntime")
+    with monkeypatch.context() as without, pytest.raises(EdgellmError, match=r"operator library is missing: libedgellm_ort\.so"):
+        without.setattr("edgellm.runtime.native_decoder.engine", missing)
         load(bundle)
     (tmp_path / "wrong.so").write_bytes(b"not a library")
     monkeypatch.setattr(library, "library_path", lambda: tmp_path / "wrong.so")
     with pytest.raises(EdgellmError, match=r"onnxruntime \d.* cannot load .*wrong\.so") as caught:
-        load(bundle)
+        load(bundle, backend="onnxruntime")
     assert "API 17" in caught.value.hint
 
 

@@ -1,0 +1,189 @@
+#include "kernels/engine/decoder_graph.h"
+
+#include <cstring>
+
+#include "kernels/cpu/layer_attributes.h"
+#include "kernels/engine/error.h"
+#include "kernels/engine/manifest.h"
+#include "kernels/engine/onnx_file.h"
+
+namespace edgellm {
+namespace {
+
+constexpr int64_t kOperators = 4;  // kernels/library.py
+constexpr uintptr_t kLine = 64;    // bytes: where every tensor begins, for the widest vectors
+
+struct OtherKind {};  // of graph
+
+// A node's attributes, as kernels/cpu/layer_attributes.h asks for them.
+struct Source {
+  const OnnxNode& node;
+
+  [[noreturn]] void fail(const char* message) const { throw bundle_error(std::string(kGraph) + " is damaged: " + message); }
+  const NodeAttribute& at(const char* name) const {
+    const auto found = node.attributes.find(name);
+    if (found == node.attributes.end()) fail((node.op + " lacks " + name).c_str());
+    return found->second;
+  }
+  int64_t integer(const char* name) const { return at(name).integer; }
+  float real(const char* name) const { return at(name).real; }
+  std::string string(const char* name) const { return at(name).text; }
+};
+
+class Reading {
+ public:
+  Reading(const OnnxGraph& graph, std::string_view weights) : graph_(graph), weights_(weights) {}
+
+  DecoderGraph read() {
+    const auto version = graph_.opsets.find("edgellm");
+    if (version == graph_.opsets.end() || version->second != kOperators) throw OtherKind();
+    const OnnxNode& gather = take("QuantGather", {"ids"});
+    d_.embedding = matrix(gather, 1);
+    std::string x = gather.outputs[0];
+    if (is("Mul")) {
+      const OnnxNode& scaled = take("Mul", {x});
+      d_.scale = floats(scaled, 1, 1)[0];
+      x = scaled.outputs[0];
+    }
+    rotations();
+    while (is("DecoderLayer")) x = layer(x);
+    if (d_.layers.empty() || !d_.layers.back().wanted) throw OtherKind();
+    head(x);
+    if (at_ != graph_.nodes.size()) throw OtherKind();
+    return std::move(d_);
+  }
+
+ private:
+  const OnnxGraph& graph_;
+  std::string_view weights_;
+  size_t at_ = 0;
+  DecoderGraph d_;
+  std::vector<std::pair<std::string, std::string>> waves_;  // a rotation's cos and sin
+
+  bool is(const char* op) const { return at_ < graph_.nodes.size() && graph_.nodes[at_].op == op; }
+  // The next node, of this kind and with these first inputs.
+  const OnnxNode& take(const char* op, const std::vector<std::string>& inputs) {
+    if (!is(op)) throw OtherKind();
+    const OnnxNode& node = graph_.nodes[at_++];
+    if (node.inputs.size() < inputs.size() || node.outputs.empty()) throw OtherKind();
+    for (size_t i = 0; i < inputs.size(); ++i)
+      if (node.inputs[i] != inputs[i]) throw OtherKind();
+    return node;
+  }
+
+  // Where the initializer at an input lies, `bytes` long.
+  const char* tensor(const OnnxNode& node, size_t input, int type, size_t bytes) const {
+    const auto odd = [&](const std::string& why) {
+      const std::string name = node.has(input) ? node.inputs[input] : "an input";
+      return bundle_error(std::string(kGraph) + " does not fit " + kWeights + ": " + name + " of " + node.op + " " + why);
+    };
+    const auto found = node.has(input) ? graph_.initializers.find(node.inputs[input]) : graph_.initializers.end();
+    if (found == graph_.initializers.end()) throw odd("is no weight");
+    const OnnxTensor& t = found->second;
+    const bool outside = !t.location.empty();
+    if (t.type != type || (outside ? t.length : t.bytes.size()) != bytes) throw odd("has another size than it needs");
+    if (!outside) return t.bytes.data();
+    if (t.location != kWeights || t.offset > weights_.size() || bytes > weights_.size() - t.offset) throw odd("lies outside of it");
+    const char* const at = weights_.data() + t.offset;
+    if (reinterpret_cast<uintptr_t>(at) % kLine) throw odd("does not begin at a multiple of 64 bytes");
+    return at;
+  }
+  const float* reals(const OnnxNode& node, size_t input, int64_t count) const {
+    return reinterpret_cast<const float*>(tensor(node, input, kOnnxFloat, size_t(count) * sizeof(float)));
+  }
+  const float* optional(const OnnxNode& node, size_t input, int64_t count) const {
+    return node.has(input) ? reals(node, input, count) : nullptr;
+  }
+  // A constant's content, which may lie anywhere.
+  std::vector<float> floats(const OnnxNode& node, size_t input, int64_t count) const {
+    std::vector<float> values(static_cast<size_t>(count));
+    std::memcpy(values.data(), tensor(node, input, kOnnxFloat, values.size() * sizeof(float)), values.size() * sizeof(float));
+    return values;
+  }
+  const uint8_t* tiles(const OnnxNode& node, size_t input, const Format& f) const {
+    return reinterpret_cast<const uint8_t*>(tensor(node, input, kOnnxUint8, f.nbytes()));
+  }
+  Matrix matrix(const OnnxNode& node, size_t input) const {
+    const Format f = format_of(Source{node});
+    return {f, tiles(node, input, f), nullptr};
+  }
+
+  // export/graph.py's rotations(): positions as a column of floats, then every Rope's cos and sin.
+  void rotations() {
+    const OnnxNode& place = take("Cast", {"positions"});
+    const std::string places = take("Unsqueeze", {place.outputs[0]}).outputs[0];
+    while (is("Mul")) {
+      const OnnxNode& angle = take("Mul", {places});
+      const auto frequency = graph_.initializers.find(angle.inputs.size() > 1 ? angle.inputs[1] : "");
+      if (frequency == graph_.initializers.end() || frequency->second.shape.size() != 2) throw OtherKind();
+      Rotation rotation{floats(angle, 1, frequency->second.shape[1])};
+      std::string cos = take("Cos", {angle.outputs[0]}).outputs[0], sin = take("Sin", {angle.outputs[0]}).outputs[0];
+      if (is("Mul") && graph_.nodes[at_].inputs[0] == cos) {
+        const OnnxNode &larger_cos = take("Mul", {cos}), &larger_sin = take("Mul", {sin});
+        rotation.magnitude = floats(larger_cos, 1, 1)[0];
+        if (larger_sin.inputs[1] != larger_cos.inputs[1]) throw OtherKind();
+        cos = larger_cos.outputs[0], sin = larger_sin.outputs[0];
+      }
+      waves_.emplace_back(cos, sin);
+      d_.rotations.push_back(std::move(rotation));
+    }
+  }
+
+  std::string layer(const std::string& x) {
+    const OnnxNode& node = take("DecoderLayer", {x});
+    const Source source{node};
+    GraphLayer g{layer_of(source), 0, source.integer("layer")};
+    DecoderLayer& l = g.layer;
+    const int64_t dim = l.attention.head_dim, hidden = l.q.f.k_in, count = int64_t(d_.layers.size());
+    if (hidden != d_.hidden() || g.row != count || node.inputs.size() <= kMlpNorm) throw OtherKind();
+    while (g.rotation < waves_.size() && waves_[g.rotation] != std::pair(node.inputs[kCos], node.inputs[kSin])) ++g.rotation;
+    if (g.rotation == waves_.size() || int64_t(d_.rotations[g.rotation].frequency.size()) * 2 > dim) throw OtherKind();
+    const std::string of = "." + std::to_string(count);
+    const std::vector<std::string> ends{"positions", "control", "key" + of, "value" + of, "position" + of, "score" + of};
+    for (size_t i = 0; i < ends.size(); ++i)
+      if (node.inputs[kPositions + i] != ends[i]) throw OtherKind();
+    each_matrix(l, [&](Matrix& matrix, LayerInput i) { matrix.tiles = tiles(node, i, matrix.f); });
+    each_bias(l, [&](Matrix& matrix, LayerInput i) { matrix.bias = optional(node, i, matrix.f.n_out); });
+    each_norm(l, [&](const float*& norm, LayerInput i) {
+      norm = i <= kMlpNorm ? reals(node, i, hidden) : optional(node, i, hidden);
+    });
+    g.q_norm = optional(node, kQNorm, dim), g.k_norm = optional(node, kKNorm, dim);
+    g.k_shift = optional(node, kKShift, l.attention.kv_heads * dim);
+    g.wanted = node.has(kRows);
+    if (!d_.layers.empty() && d_.layers.back().wanted) throw OtherKind();
+    d_.layers.push_back(g);
+    return node.outputs[0];
+  }
+
+  void head(const std::string& x) {
+    const OnnxNode& node = take("NMMatMul", {x});
+    const Source source{node};
+    if (activation_of(source, format_of(source)) != Activation::kNone || node.has(3)) throw OtherKind();
+    d_.head = matrix(node, 1);
+    d_.head.bias = optional(node, 2, d_.head.f.n_out);
+    if (d_.head.f.k_in != d_.hidden()) throw OtherKind();
+    d_.norm = reals(node, 4, d_.hidden());
+    d_.epsilon = source.real("epsilon");
+    std::string logits = node.outputs[0];
+    if (is("Div")) {
+      const OnnxNode& low = take("Div", {logits});
+      d_.cap = floats(low, 1, 1)[0];
+      const OnnxNode& high = take("Mul", {take("Tanh", {low.outputs[0]}).outputs[0]});
+      if (high.inputs[1] != low.inputs[1]) throw OtherKind();
+      logits = high.outputs[0];
+    }
+    if (logits != "logits") throw OtherKind();
+  }
+};
+
+}  // namespace
+
+std::optional<DecoderGraph> decoder_graph(std::string_view content, std::string_view weights) {
+  try {
+    return Reading(read_onnx(content), weights).read();
+  } catch (const OtherKind&) {
+    return std::nullopt;
+  }
+}
+
+}  // namespace edgellm
