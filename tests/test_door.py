@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -74,9 +75,11 @@ def copy(bundle: Path, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-@pytest.mark.parametrize("kv", POLICIES)
-def test_the_same_tokens_as_python(bundle: Path, kv: str) -> None:
-    here, there = load(bundle, kv=kv, threads=1), Door(bundle, kv=kv.encode(), threads=1)
+@pytest.mark.parametrize(("kv", "backend"), [*((kv, "cpu") for kv in POLICIES), ("full", "onnxruntime")])
+def test_the_same_tokens_as_python(bundle: Path, kv: str, backend: str) -> None:
+    here = load(bundle, kv=kv, threads=1, backend=backend)
+    there = Door(bundle, kv=kv.encode(), threads=1, backend=backend.encode())
+    assert ("libonnxruntime" in there.facts().onnxruntime.decode()) == (backend == "onnxruntime")
     for length, most in ((1, 20), (40, 40), (600, 30), (256, 8)):
         expected = here.generate(IDS[:length], most, stop=[0])
         there.call("edgellm_set_stops", array([0]), 1)
@@ -359,10 +362,17 @@ def test_hello_tells_what_is_wrong(hello: Path, bundle: Path, tmp_path: Path) ->
     (tmp_path / "model.engine").write_bytes(b"vtrt" + bytes(100))
     engine = run(hello, tmp_path / "model.engine")
     assert (engine.returncode, engine.stdout) == (1, "")
-    lost = run(hello, bundle, EDGELLM_ONNXRUNTIME=str(tmp_path / "libonnxruntime.so"))
-    assert lost.returncode == 1
-    assert "libonnxruntime cannot be loaded" in lost.stderr
-    assert "EDGELLM_ONNXRUNTIME" in lost.stderr
+
+
+def test_onnxruntime_is_needed_only_where_it_is_asked_for(hello: Path, bundle: Path, tmp_path: Path) -> None:
+    lost = {"EDGELLM_ONNXRUNTIME": str(tmp_path / "libonnxruntime.so")}
+    assert run(hello, bundle, "The sea", 4, **lost).returncode == 0
+    code = "import sys; from pathlib import Path; from tests.door import Door\n"
+    code += f"Door(Path({str(bundle)!r}), backend=b'onnxruntime', onnxruntime=None)"
+    told = run(Path(sys.executable), "-c", code, PYTHONPATH=str(ROOT), **lost)
+    assert told.returncode == 1
+    assert "libonnxruntime cannot be loaded" in told.stderr
+    assert "EDGELLM_ONNXRUNTIME" in told.stderr
 
 
 def test_hello_leaves_nothing_behind(hello: Path, bundle: Path, tmp_path: Path) -> None:
