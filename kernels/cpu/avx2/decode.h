@@ -104,7 +104,7 @@ void decode_panel(const Format& f, const uint8_t* panel, const Row& x, float* ac
     for (int64_t tile = 0; tile < per_run; ++tile) {
       const uint8_t* masks = panel;
       const uint8_t* codes = panel + kBlocks * Block::kMasks;
-      fetch_ahead<kBlocks * (Block::kBytes + Block::kMasks)>(panel);
+      fetch_ahead<kBlocks * (Block::kBytes + Block::kMasks), kFetchPages>(panel);
       const __m256 by = _mm256_broadcast_ss(x_scale);
       for (int g = 0; g < kGroups; ++g) {
         // A second pair of sums: additions need not wait for each other.

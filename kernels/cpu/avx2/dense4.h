@@ -53,7 +53,7 @@ void decode_dense4(const Format& f, const uint8_t* panel, const Row& x, float* a
     panel += f.scale_bytes();
     for (int64_t tile = 0; tile < per_run; ++tile, x_scale += step, planes += 2 * kTile * step) {
       const __m256 by = _mm256_broadcast_ss(x_scale);
-      fetch_ahead<16 * 32>(panel);
+      fetch_ahead<16 * 32, kFetchPages>(panel);
       for (int g = 0; g < kGroups; ++g, codes_sum += step, sum += step) {
         __m256i a = _mm256_set1_epi32(zero * *codes_sum), b = a;
         for (int eight = 0; eight < 2 / kGroups; ++eight, panel += 8 * 32)

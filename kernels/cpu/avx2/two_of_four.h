@@ -99,7 +99,7 @@ void decode_two_of_four(const Format& f, const uint8_t* panel, const Row& x, flo
     panel += f.scale_bytes();
     for (int64_t tile = 0; tile < per_run; ++tile, x_scale += x.rows, planes += 2 * kTile * x.rows) {
       const __m256 by = _mm256_broadcast_ss(x_scale);
-      fetch_ahead<4 * TwoOfFour<kBits>::kChunk>(panel);
+      fetch_ahead<4 * TwoOfFour<kBits>::kChunk, kFetchPages>(panel);
       for (int g = 0; g < kGroups; ++g) {
         TwoOfFour<kBits> kernel;
         Sums sums;
