@@ -19,7 +19,9 @@ def test_threads(tmp_path: Path, sanitizer: str) -> None:
         pytest.skip("no g++ here")
     command = ["g++", "-std=c++17", "-O1", "-g", "-pthread", f"-fsanitize={sanitizer}", f"-I{ROOT}"]
     built = subprocess.run(
-        [*command, *(str(ROOT / name) for name in SOURCES), "-o", str(tmp_path / "threads")], capture_output=True, text=True
+        [*command, *(str(ROOT / name) for name in SOURCES), "-o", str(tmp_path / "threads")],
+        capture_output=True,
+        text=True,
     )
     if "cannot find" in built.stderr:
         pytest.skip(f"g++ has no -fsanitize={sanitizer} here")

@@ -142,7 +142,10 @@ def test_a_missing_operator_library(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(library, "library_path", missing)
     with pytest.raises(EdgellmError, match=r"operator library is missing: libedgellm_ort\.so"):
         load(bundle, backend="onnxruntime")
-    with monkeypatch.context() as without, pytest.raises(EdgellmError, match=r"operator library is missing: libedgellm_ort\.so"):
+    with (
+        monkeypatch.context() as without,
+        pytest.raises(EdgellmError, match=r"operator library is missing: libedgellm_ort\.so"),
+    ):
         without.setattr("edgellm.runtime.native_decoder.engine", missing)
         load(bundle)
     (tmp_path / "wrong.so").write_bytes(b"not a library")

@@ -29,6 +29,13 @@ inline __attribute__((always_inline)) void scores_tile(const float* q, const T* 
   unrolled<8>([&](auto row) { unrolled<kSlots>([&](auto j) { sum[j][row] = _mm256_setzero_ps(); }); });
   if constexpr (kOfCache<T>) unrolled<kSlots>([&](auto j) { next.fetch(at + j); });
   for (int i = 0; i + 8 <= dim; i += 8) {
+    if constexpr (kRows * kSlots == 12) {  // the sums leave no room for four keys: one after the other, rows from memory
+      unrolled<kSlots>([&](auto j) {
+        const __m256 k = load8(key + j * pitch<T>(dim) + i);
+        unrolled<kRows>([&](auto row) { sum[j][row] = _mm256_fmadd_ps(k, _mm256_loadu_ps(q + kRows * i + 8 * row), sum[j][row]); });
+      });
+      continue;
+    }
     __m256 k[kSlots];
     unrolled<kSlots>([&](auto j) { k[j] = load8(key + j * pitch<T>(dim) + i); });
     unrolled<kRows>([&](auto row) {
@@ -68,7 +75,7 @@ void scores_rows(const float* q, const T* key, int n, int dim, float* s, int str
   auto tile = [&](auto slots) __attribute__((always_inline)) {
     scores_tile<kRows, slots()>(x, key + j * pitch<T>(dim), dim, s + j, stride, next, at + j);
   };
-  for (; kRows <= 2 && j + 4 <= n; j += 4) tile(std::integral_constant<int, 4>());
+  for (; kRows <= 3 && j + 4 <= n; j += 4) tile(std::integral_constant<int, 4>());
   for (; j + 2 <= n; j += 2) tile(std::integral_constant<int, 2>());
   if (j < n) tile(std::integral_constant<int, 1>());
   for (int i = dim / 8 * 8; i < dim; ++i)
