@@ -1,4 +1,4 @@
-"""A bundle's graph on the CPU behind the Backend protocol: cache buffers of ours, and whatever runs the graph over them."""
+"""A bundle's graph on the CPU behind the Backend protocol: cache buffers, and whatever runs the graph over them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Decoder(Protocol):
         ...
 
     def run(self, ids: I64, positions: I64, rows: I64, control: I64, logits: F32) -> None:
-        """Backend.step's arguments; what it returns goes to `logits` [R, vocabulary], contiguous. Raises BundleError."""
+        """As Backend.step; what it returns goes to `logits` [R, vocabulary], contiguous. Raises BundleError."""
         ...
 
 
 class CpuBackend:
-    """The native library runs the graph where it can, else ONNX Runtime does; where LoRA's updates are in use, ONNX Runtime
-    runs another graph of the same weights over the same buffers.
+    """The native library runs the graph where it can, else ONNX Runtime does; where LoRA's updates are in use, ONNX
+    Runtime runs another graph of the same weights over the same buffers.
 
     matrices: the manifest's. onnx: ONNX Runtime whatever the graph is. Raises as native_decoder, OnnxDecoder and
     CacheBuffers do.

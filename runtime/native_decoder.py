@@ -1,7 +1,7 @@
 """A bundle's graph run by the native library, without ONNX Runtime (kernels/engine/decoder.cc).
 
 A decoder is a list of the same few operators: the library reads model.onnx itself and runs them one after the other.
-ONNX Runtime would take 30 MB of the process, a tenth of a second to start, and a look at its own code between two layers.
+ONNX Runtime would take 30 MB of the process, a tenth of a second to start, and time of its own between two layers.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ I64 = NDArray[np.int64]
 def native_decoder(folder: Path, layout: CacheLayout, vocabulary: int, threads: int | None) -> NativeDecoder | None:
     """None where the graph is of another kind: of separate operators, LoRA's, or Optimum's.
 
-    threads = None takes the physical cores this process may use. Raises BundleError for a graph that is damaged or does not
-    fit the manifest, UsageError for a number of threads outside 1 to 1024, EdgellmError where the library is missing.
+    threads = None takes the physical cores this process may use. Raises BundleError for a graph that is damaged or does
+    not fit the manifest, UsageError for a number of threads outside 1 to 1024, EdgellmError where there is no library.
     """
     try:
         library = engine()

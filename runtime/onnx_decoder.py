@@ -24,8 +24,8 @@ I64 = NDArray[np.int64]
 class OnnxDecoder:
     """A graph in an onnxruntime.InferenceSession. One OrtValue is each cache buffer's input and output.
 
-    matrices: the manifest's. graph: the file, without LoRA's updates or with them. Raises as open_graph and Weights do, and
-    EdgellmError when the operator library cannot be loaded.
+    matrices: the manifest's. graph: the file, without LoRA's updates or with them. Raises as open_graph and Weights do,
+    and EdgellmError when the operator library cannot be loaded.
     """
 
     def __init__(

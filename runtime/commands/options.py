@@ -23,8 +23,7 @@ backend_option = click.option(
     type=click.Choice(["cpu", "onnxruntime", "tensorrt"]),
     default="cpu",
     show_default=True,
-    help="onnxruntime: the graph on the CPU by ONNX Runtime, as other graphs than ours always are. tensorrt: the bundle's "
-    "engine, on a GPU.",
+    help="onnxruntime: ONNX Runtime on the CPU, as for other graphs than ours. tensorrt: the bundle's engine, on a GPU.",
 )
 
 prompt_cache_option = click.option(

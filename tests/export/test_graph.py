@@ -1,4 +1,4 @@
-"""A decoder block as one operator, and as the operators it stands for; by ONNX Runtime, and by the native library alone."""
+"""A decoder block as one operator, as those it stands for, and by the native library alone: the same results."""
 
 from __future__ import annotations
 

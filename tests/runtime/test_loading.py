@@ -142,12 +142,10 @@ def test_a_missing_operator_library(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(library, "library_path", missing)
     with pytest.raises(EdgellmError, match=r"operator library is missing: libedgellm_ort\.so"):
         load(bundle, backend="onnxruntime")
-    with (
-        monkeypatch.context() as without,
-        pytest.raises(EdgellmError, match=r"operator library is missing: libedgellm_ort\.so"),
-    ):
+    with monkeypatch.context() as without:
         without.setattr("edgellm.runtime.native_decoder.engine", missing)
-        load(bundle)
+        with pytest.raises(EdgellmError, match=r"operator library is missing: libedgellm_ort\.so"):
+            load(bundle)
     (tmp_path / "wrong.so").write_bytes(b"not a library")
     monkeypatch.setattr(library, "library_path", lambda: tmp_path / "wrong.so")
     with pytest.raises(EdgellmError, match=r"onnxruntime \d.* cannot load .*wrong\.so") as caught:

@@ -1,4 +1,4 @@
-"""A graph that the native library runs alone: without ONNX Runtime, on any number of threads, and refused when damaged."""
+"""A graph that the native library runs alone: no ONNX Runtime, any number of threads, refused when damaged."""
 
 from __future__ import annotations
 
