@@ -23,7 +23,7 @@ backend_option = click.option(
     type=click.Choice(["cpu", "onnxruntime", "tensorrt"]),
     default="cpu",
     show_default=True,
-    help="onnxruntime: ONNX Runtime on the CPU, as for other graphs than ours. tensorrt: the bundle's engine, on a GPU.",
+    help="onnxruntime: ONNX Runtime on the CPU, as for graphs not ours. tensorrt: the bundle's engine, on a GPU.",
 )
 
 prompt_cache_option = click.option(
