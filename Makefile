@@ -103,12 +103,14 @@ wheel-aarch64: ## the same for 64-bit Arm, cross-built
 # A board needs less than pip brings: tokenizers' downloader is never called, and onnxruntime's wheel holds the library
 # twice (Python loads its own copy) beside tools for exporting. What is left runs all verbs but export.
 DEVICE ?= build/device
-NEEDED := onnxruntime numpy tokenizers safetensors jinja2 markupsafe click rich pygments markdown-it-py mdurl flatbuffers protobuf packaging
+# Adapters and graphs of other kinds need it; `make device ONNXRUNTIME=` leaves it out.
+ONNXRUNTIME ?= onnxruntime flatbuffers protobuf packaging
+NEEDED := numpy tokenizers safetensors jinja2 markupsafe click rich pygments markdown-it-py mdurl $(ONNXRUNTIME)
 SPARE  := libonnxruntime.so.* ../quantization ../tools ../transformers ../datasets ../backend
-device: wheel ## the runtime and what it needs as one folder to copy to a board (under 120 MB)
+device: wheel ## the runtime and what it needs as one folder to copy to a board (under 120 MB; ONNXRUNTIME= for less)
 	rm -rf $(DEVICE)
 	$(PYTHON) -m pip install --quiet --no-compile --no-deps --target $(DEVICE) $(NEEDED) build/dist/edgellm-*-linux_$(shell uname -m).whl
-	cd $(DEVICE)/onnxruntime/capi && rm -rf $(SPARE)
+	test ! -d $(DEVICE)/onnxruntime || (cd $(DEVICE)/onnxruntime/capi && rm -rf $(SPARE))
 	rm -rf $(DEVICE)/edgellm/export
 	@du -sm --apparent-size $(DEVICE)
 

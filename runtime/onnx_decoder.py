@@ -13,7 +13,7 @@ from edgellm.kernels.control import FIELDS
 from edgellm.runtime.bundle_files import GRAPH, LORA_GRAPH
 from edgellm.runtime.cache_buffers import CacheBuffers
 from edgellm.runtime.errors import EdgellmError, no_library
-from edgellm.runtime.onnx_graph import check_ends, failed, first_line, open_graph
+from edgellm.runtime.onnx_graph import check_ends, failed, first_line, open_graph, the_onnxruntime
 from edgellm.runtime.schema import Matrix
 from edgellm.runtime.weights import Weights
 
@@ -31,9 +31,7 @@ class OnnxDecoder:
     def __init__(
         self, folder: Path, threads: int | None = None, matrices: Sequence[Matrix] = (), graph: str = GRAPH
     ) -> None:
-        import onnxruntime
-
-        self._value: Any = onnxruntime.OrtValue.ortvalue_from_numpy
+        self._value: Any = the_onnxruntime().OrtValue.ortvalue_from_numpy
         self._graph = graph
         self._weights = Weights(folder, matrices)
         self._session = open_graph(folder, threads, self._prepare, graph)
@@ -98,8 +96,6 @@ class OnnxDecoder:
 
 def register_operators(options: Any) -> Path:
     """Register the operator library with SessionOptions and return its path. Raises EdgellmError."""
-    import onnxruntime
-
     from edgellm.kernels.library import LOWEST_ORT_API, library_path
 
     try:
@@ -110,7 +106,7 @@ def register_operators(options: Any) -> Path:
         options.register_custom_ops_library(str(path))
     except Exception as error:
         raise EdgellmError(
-            f"onnxruntime {onnxruntime.__version__} cannot load {path}: {first_line(error)}",
+            f"onnxruntime {the_onnxruntime().__version__} cannot load {path}: {first_line(error)}",
             f"The library asks for ONNX Runtime API {LOWEST_ORT_API} (onnxruntime 1.{LOWEST_ORT_API} or newer): "
             "pip install -U onnxruntime",
         ) from error

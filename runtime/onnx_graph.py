@@ -8,7 +8,7 @@ from typing import Any
 
 from edgellm.devices.cores import usable_cores
 from edgellm.runtime.bundle_files import AGAIN, GRAPH
-from edgellm.runtime.errors import BundleError, UsageError
+from edgellm.runtime.errors import BundleError, EdgellmError, UsageError
 
 OLDEST = (1, 23)  # onnxruntime that reads opset 23
 
@@ -22,8 +22,7 @@ def open_graph(
     be loaded, UsageError for a number of threads outside 1 to 1024, and whatever `prepare` does.
     """
     check_threads(threads)
-    import onnxruntime
-
+    onnxruntime = the_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
@@ -40,6 +39,16 @@ def open_graph(
             remedy = f"onnxruntime {onnxruntime.__version__} reads no opset 23; 1.23 and later do: "
             remedy += "pip install -U onnxruntime"
         raise BundleError(f"{name} cannot be loaded: {first_line(error)}", remedy) from error
+
+
+def the_onnxruntime() -> Any:
+    """The package, imported when it is first needed. Raises EdgellmError where it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        what = f"onnxruntime cannot be imported ({error}): adapters, gradients and graphs of other kinds need it"
+        raise EdgellmError(what, "pip install 'onnxruntime>=1.23'; a bundle's own graph runs without it.") from None
+    return onnxruntime
 
 
 def check_threads(threads: int | None) -> None:

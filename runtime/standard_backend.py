@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgellm.runtime.bundle_files import AGAIN, GRAPH
 from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.errors import BundleError, UsageError
-from edgellm.runtime.onnx_graph import check_ends, failed, open_graph
+from edgellm.runtime.onnx_graph import check_ends, failed, open_graph, the_onnxruntime
 
 
 class StandardBackend:
@@ -31,9 +31,7 @@ class StandardBackend:
                 f"KV policy {layout.policy}: this bundle's graph is Optimum's, which evicts nothing",
                 "Use --kv full or full:BUDGET.",
             )
-        import onnxruntime
-
-        self._value: Any = onnxruntime.OrtValue.ortvalue_from_numpy
+        self._value: Any = the_onnxruntime().OrtValue.ortvalue_from_numpy
         self._layout = layout
         self._vocabulary = vocabulary
         self._session = open_graph(folder, threads)

@@ -18,6 +18,7 @@ import numpy as np
 
 from edgellm.runtime.bundle_files import AGAIN, WEIGHTS
 from edgellm.runtime.errors import BundleError
+from edgellm.runtime.onnx_graph import the_onnxruntime
 from edgellm.runtime.schema import Matrix
 
 
@@ -29,7 +30,7 @@ class Weights:
     """
 
     def __init__(self, folder: Path, matrices: Sequence[Matrix]) -> None:
-        import onnxruntime
+        onnxruntime = the_onnxruntime()
 
         self._values: dict[str, Any] = {}
         placed = [(matrix, matrix.offset) for matrix in matrices if matrix.offset is not None]

@@ -100,6 +100,26 @@ def test_a_cmake_project_finds_the_c_api_there(device_python: Path, tiny_model: 
     assert (told.returncode, told.stdout) == (0, expected.text), told.stderr
 
 
+BLOCKED = "import importlib.util as u, sys; find = u.find_spec; sys.modules['onnxruntime'] = None; "
+BLOCKED += "u.find_spec = lambda name, package=None: None if name == 'onnxruntime' else find(name, package); "
+BLOCKED += "from edgellm.runtime.cli import main; main()"
+
+
+def test_without_onnxruntime_a_bundle_runs_and_the_rest_says_so(
+    device_python: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    make_bundle(tiny_model, tmp_path / "bundle", bits=8)
+    asked = "generate", tmp_path / "bundle", "-p", "The sea", "-n", 4, "--json"
+    assert json.loads(run(device_python, BLOCKED, *asked))["new_tokens"] > 0
+    found = json.loads(run(device_python, BLOCKED, "doctor", "--json"))
+    assert found["ok"]
+    assert {check["name"] for check in found["checks"] if check["status"] == "warn"} >= {"onnxruntime", "kernels"}
+    command = [str(device_python), "-c", BLOCKED, *map(str, asked), "--backend", "onnxruntime"]
+    told = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    assert (told.returncode, "Traceback" in told.stderr) == (1, False)
+    assert "pip install 'onnxruntime>=1.23'" in told.stderr
+
+
 def test_doctor_passes_there(device_python: Path) -> None:
     code = "from edgellm.runtime.cli import main; main()"
     assert json.loads(run(device_python, code, "doctor", "--json"))["ok"]
