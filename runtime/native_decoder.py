@@ -48,7 +48,12 @@ class NativeDecoder:
     def __init__(self, library: Any, handle: ctypes.c_void_p) -> None:
         self._library, self._handle = library, handle
         self._caches = np.empty((0, 6), np.int64)  # edgellm_cache [layers]
+        self._caches_at = 0
         self._cache: CacheBuffers | None = None  # keeps the memory that they point to
+        # What the library reads and writes, and where: runs alike, as decoding's are, ask for no address again.
+        self._given: list[I64] = []
+        self._addresses: list[int] = []
+        self._logits, self._logits_at = np.empty((0, 0), np.float32), 0
         weakref.finalize(self, library.edgellm_decoder_close, handle)
 
     def bind(self, cache: CacheBuffers) -> None:
@@ -58,13 +63,29 @@ class NativeDecoder:
             buffers = [cache.arrays[f"{name}.{layer}"] for name in ("key", "value", "position", "score")]
             rows.append([*(b.ctypes.data for b in buffers), cache.layout.capacity(layer), cache.layout.policy.planes])
         self._caches, self._cache = np.array(rows, np.int64), cache
+        self._caches_at = self._caches.ctypes.data
 
     def run(self, ids: I64, positions: I64, rows: I64, control: I64, logits: NDArray[np.float32]) -> None:
         """See Decoder.run."""
-        given = [np.ascontiguousarray(x, np.int64) for x in (ids, positions, rows, control)]
-        at = [x.ctypes.data for x in given]
+        given = (ids, positions, rows, control)
+        if [len(x) for x in given] != [len(x) for x in self._given]:
+            self._given = [np.empty(x.shape, np.int64) for x in given]
+            self._addresses = [x.ctypes.data for x in self._given]
+        for own, x in zip(self._given, given, strict=True):
+            own[:] = x
+        if logits is not self._logits:
+            self._logits, self._logits_at = logits, logits.ctypes.data
+        at_ids, at_positions, at_rows, at_control = self._addresses
         status = self._library.edgellm_decoder_run(
-            self._handle, at[0], at[1], len(ids), at[2], len(rows), at[3], self._caches.ctypes.data, logits.ctypes.data
+            self._handle,
+            at_ids,
+            at_positions,
+            len(ids),
+            at_rows,
+            len(rows),
+            at_control,
+            self._caches_at,
+            self._logits_at,
         )
         if status:
             raise of_library(self._library, status)
