@@ -104,7 +104,7 @@ void decode_panel(const Format& f, const uint8_t* panel, const Row& x, float* ac
     for (int64_t tile = 0; tile < per_run; ++tile) {
       const uint8_t* masks = panel;
       const uint8_t* codes = panel + kBlocks * Block::kMasks;
-      fetch_ahead<kBlocks * (Block::kBytes + Block::kMasks), kFetchPages>(panel);
+      const uint8_t* at_hand = panel;
       const __m256 by = _mm256_broadcast_ss(x_scale);
       for (int g = 0; g < kGroups; ++g) {
         // A second pair of sums: additions need not wait for each other.
@@ -113,6 +113,8 @@ void decode_panel(const Format& f, const uint8_t* panel, const Row& x, float* ac
         for (int block = 0; block < kInGroup; block += 2) {
           Block::run(codes, masks, q, a, b);
           Block::run(codes + Block::kBytes, masks + Block::kMasks, Block::kWide ? q : q + 4, c, d);
+          fetch_next_page<2 * (Block::kBytes + Block::kMasks)>(at_hand);
+          at_hand += 2 * (Block::kBytes + Block::kMasks);
           codes += 2 * Block::kBytes;
           masks += 2 * Block::kMasks;
           q += 8;

@@ -29,6 +29,7 @@ inline __attribute__((always_inline)) void eight_quads(const uint8_t* codes, con
   const __m256i nibble = _mm256_set1_epi8(15);
   __m256i low_a = _mm256_setzero_si256(), low_b = low_a, high_a = low_a, high_b = low_a;
   unrolled<8>([&](auto quad) {
+    if constexpr (quad % 2 == 0) fetch_next_page<64>(codes + 32 * quad);
     const __m256i w = load(codes + 32 * quad), v = _mm256_and_si256(w, nibble);
     const __m256i u = _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble);
     const __m256i low = quad_of(x, quad), high = quad_of(x + kTile, quad);
@@ -53,7 +54,6 @@ void decode_dense4(const Format& f, const uint8_t* panel, const Row& x, float* a
     panel += f.scale_bytes();
     for (int64_t tile = 0; tile < per_run; ++tile, x_scale += step, planes += 2 * kTile * step) {
       const __m256 by = _mm256_broadcast_ss(x_scale);
-      fetch_ahead<16 * 32, kFetchPages>(panel);
       for (int g = 0; g < kGroups; ++g, codes_sum += step, sum += step) {
         __m256i a = _mm256_set1_epi32(zero * *codes_sum), b = a;
         for (int eight = 0; eight < 2 / kGroups; ++eight, panel += 8 * 32)

@@ -99,12 +99,11 @@ void decode_two_of_four(const Format& f, const uint8_t* panel, const Row& x, flo
     panel += f.scale_bytes();
     for (int64_t tile = 0; tile < per_run; ++tile, x_scale += x.rows, planes += 2 * kTile * x.rows) {
       const __m256 by = _mm256_broadcast_ss(x_scale);
-      fetch_ahead<4 * TwoOfFour<kBits>::kChunk, kFetchPages>(panel);
       for (int g = 0; g < kGroups; ++g) {
         TwoOfFour<kBits> kernel;
         Sums sums;
         for (int eight = 0; eight < 2 / kGroups; ++eight, panel += 2 * kernel.kChunk)
-          kernel.eight(panel, planes, 8 * (g + eight), sums);
+          fetch_next_page<2 * TwoOfFour<kBits>::kChunk>(panel), kernel.eight(panel, planes, 8 * (g + eight), sums);
         kernel.finish(sums);
         const __m256i halves = _mm256_permute4x64_epi64(load(scales + 2 * kPanel * g), 0b11011000);
         const __m256 for_a = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));

@@ -18,8 +18,6 @@
 
 namespace edgellm::EDGELLM_AVX2 {
 
-constexpr int kFetchPages = 1;  // ahead.h
-
 inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline __m256 half8(const void* p) { return _mm256_cvtph_ps(load16(p)); }

@@ -27,7 +27,7 @@ void decode_panel(const Format& f, const uint8_t* panel, const Row& x, float* ac
     for (int64_t tile = 0; tile < per_run; ++tile, q += step * kTile, x_scale += step) {
       const uint8_t* masks = panel;
       const uint8_t* codes = panel + kBlocks * Block::kMasks;
-      fetch_ahead<kBlocks * (Block::kBytes + Block::kMasks), kFetchPages>(panel);
+      fetch_four_pages<kBlocks * (Block::kBytes + Block::kMasks)>(panel);
       for (int g = 0; g < kGroups; ++g) {
         Products<Block::kBits> even, odd;  // two pairs of sums: additions need not wait for each other
         for (int block = g * kInGroup; block < (g + 1) * kInGroup; block += 2) {

@@ -126,7 +126,7 @@ void decode_two_of_four(const Format& f, const uint8_t* panel, const Row& x, flo
     const uint8_t* scales = panel;
     panel += f.scale_bytes();
     for (int64_t tile = 0; tile < per_run; ++tile, x_scale += x.rows, planes += 2 * kTile * x.rows) {
-      fetch_ahead<4 * kChunk, kFetchPages>(panel);
+      fetch_four_pages<4 * kChunk>(panel);
       for (int g = 0; g < kGroups; ++g) {
         Gathered<kBits> sums;
         for (int chunk = g * 4 / kGroups; chunk < (g + 1) * 4 / kGroups; ++chunk, panel += kChunk) {

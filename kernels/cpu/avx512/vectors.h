@@ -19,8 +19,6 @@
 
 namespace edgellm::EDGELLM_AVX512 {
 
-constexpr int kFetchPages = 4;  // ahead.h
-
 inline __m512i load(const void* p) { return _mm512_loadu_si512(p); }
 inline __m256i load32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
