@@ -14,7 +14,7 @@ namespace edgellm {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr auto kAwakeFor = std::chrono::microseconds(200);  // more than sampling a token and asking for the next one take
+constexpr auto kAwakeFor = std::chrono::milliseconds(1);  // more than Python needs between two tokens; waking is slow in a virtual machine
 constexpr int kLooks = 64;                                  // between two looks at the clock
 
 double seconds_of(clockid_t clock) {
