@@ -14,8 +14,8 @@ namespace edgellm {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr auto kAwakeFor = std::chrono::milliseconds(1);  // more than Python needs between two tokens; waking is slow in a virtual machine
-constexpr int kLooks = 64;                                  // between two looks at the clock
+constexpr auto kAwakeFor = std::chrono::milliseconds(1);  // more than Python needs between two tokens
+constexpr int kLooks = 64;                                // between two looks at the clock
 
 double seconds_of(clockid_t clock) {
   timespec at{};

@@ -26,6 +26,7 @@ class Threads {
 
   // For operators; not to be used by two callers at once.
   Pool pool();
+
   // Around a piece of work in which all threads are busy all the time: what they were kept from decides how many the next
   // one gets.
   class Watch {
