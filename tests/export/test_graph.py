@@ -26,13 +26,14 @@ def decoder_of(session: Session) -> object:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", MODELS)
-def test_one_operator_or_many(name: str, tmp_path: Path) -> None:
+def test_one_operator_or_many_or_the_library_alone(name: str, tmp_path: Path) -> None:
     _, folder = write_model(name, tmp_path / "model", "5GB")
     bundle = tmp_path / "bundle"
     make_bundle(folder, bundle, bits=4)
     ids = np.random.default_rng(0).integers(3, 320, 40).tolist()
     fused = load(bundle, backend="onnxruntime")
     expected = runs(fused, ids)
+    the_library_alone_does_the_same(load(bundle), fused, name, ids)
 
     manifest, placed = read_manifest(bundle), read_placed(bundle)
     graph = decoder_graph(open_checkpoint(folder).architecture, placed, fused=False)
@@ -49,21 +50,15 @@ def test_one_operator_or_many(name: str, tmp_path: Path) -> None:
             np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", MODELS)
-def test_the_library_alone_does_what_onnx_runtime_does(name: str, tmp_path: Path) -> None:
-    _, folder = write_model(name, tmp_path / "model", "5GB")
-    make_bundle(folder, tmp_path / "bundle", bits=4)
-    ids = np.random.default_rng(0).integers(3, 320, 40).tolist()
-    native, onnx = load(tmp_path / "bundle"), load(tmp_path / "bundle", backend="onnxruntime")
+def runs(session: Session, ids: list[int]) -> list[NDArray[np.float32]]:
+    """Logits of a prompt, of all its tokens, and of two more."""
+    return [session.logits(ids), *(session.step(token) for token in (5, 6))]
+
+
+def the_library_alone_does_the_same(native: Session, onnx: Session, name: str, ids: list[int]) -> None:
     assert isinstance(decoder_of(native), NativeDecoder)
     assert isinstance(decoder_of(onnx), OnnxDecoder)
     # Nothing is rotated at position 0: the same bits, but for the cap of the last logits, whose tanh is another's.
     np.testing.assert_allclose(native.logits(ids[:1]), onnx.logits(ids[:1]), rtol=1e-5 if name == "gemma2" else 0)
     for one, other in zip(runs(native, ids), runs(onnx, ids), strict=True):  # their cosines differ in the last place
         np.testing.assert_allclose(one, other, atol=5e-3 * np.abs(other).max())
-
-
-def runs(session: Session, ids: list[int]) -> list[NDArray[np.float32]]:
-    """Logits of a prompt, of all its tokens, and of two more."""
-    return [session.logits(ids), *(session.step(token) for token in (5, 6))]

@@ -52,7 +52,7 @@ def lora_session(bundle: Path, arch: Architecture, kv_bits: int) -> Session:
     graph = decoder_graph(arch, read_placed(bundle), kv_bits=kv_bits, lora=True)
     (bundle / LORA_GRAPH).write_bytes(graph.SerializeToString())
     files = {**manifest.files, LORA_GRAPH: file_facts(bundle / LORA_GRAPH)}
-    return load(bundle, threads=1, manifest=replace(manifest, files=files))
+    return load(bundle, threads=1, manifest=replace(manifest, files=files), backend="onnxruntime")  # as the updates run
 
 
 @pytest.mark.filterwarnings("ignore")
