@@ -22,6 +22,7 @@ OFF = ("ORT_", "CI", "GITHUB_", "GITLAB_", "TF_BUILD", "JENKINS", "BUILD", "TEAM
 
 def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name not in SWITCHES}
+    clean.setdefault("USER", "nobody")  # torch asks who runs it: without the variable, of a daemon of this machine's
     command = [sys.executable, "-m", "tests.offline", *map(str, arguments)]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=ROOT, env=clean)
 

@@ -56,10 +56,11 @@ def mappings(folder: Path) -> list[tuple[int, set[str]]]:
     return found
 
 
-def test_one_mapping_holds_every_matrix_and_asks_for_huge_pages(bundle: Path) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "onnxruntime"])
+def test_one_mapping_holds_every_matrix_and_asks_for_huge_pages(bundle: Path, backend: str) -> None:
     if not Path("/proc/self/smaps").exists():
         pytest.skip("no /proc here")
-    session = load(bundle)
+    session = load(bundle, backend=backend)
     session.step(5)
     largest = max(matrix.bytes for matrix in session.manifest.matrices)
     whole = (bundle / "model.onnx.data").stat().st_size
@@ -71,17 +72,22 @@ def test_one_mapping_holds_every_matrix_and_asks_for_huge_pages(bundle: Path) ->
 
 def test_bundles_that_do_not_say_where_run_alike(bundle: Path, copy: Callable[..., Path]) -> None:
     older = copy(lambda matrix: matrix.pop("offset"))
-    assert np.array_equal(load(older, threads=1).logits(IDS), load(bundle, threads=1).logits(IDS))
-    if not missing():
-        assert Door(older, threads=1).generate(IDS, 20) == Door(bundle, threads=1).generate(IDS, 20)
+    for backend in ("cpu", "onnxruntime"):  # the first reads the graph's own places
+        both = [load(path, threads=1, backend=backend).logits(IDS) for path in (older, bundle)]
+        assert np.array_equal(*both)
+        if not missing():
+            older_ids, ids = (
+                Door(path, threads=1, backend=backend.encode()).generate(IDS, 20) for path in (older, bundle)
+            )
+            assert older_ids == ids
 
 
 @pytest.mark.parametrize(("offset", "message"), [(1 << 40, "ends before"), (-1, "matrices"), ("far", "offset")])
 def test_a_wrong_place_is_told(copy: Callable[..., Path], offset: Any, message: str) -> None:
     wrong = copy(lambda matrix: matrix.update(offset=offset))
     with pytest.raises(BundleError, match=message):
-        load(wrong)
+        load(wrong, backend="onnxruntime")
     if not missing():
         with pytest.raises(DoorError) as told:
-            Door(wrong)
+            Door(wrong, backend=b"onnxruntime")
         assert told.value.code == BUNDLE
