@@ -71,8 +71,8 @@ class Reading {
     return node;
   }
 
-  // Where the initializer at an input lies, `bytes` long.
-  const char* tensor(const OnnxNode& node, size_t input, int type, size_t bytes) const {
+  // Where the initializer at an input lies, `bytes` long. copied: it need not outlive the graph's own file.
+  const char* tensor(const OnnxNode& node, size_t input, int type, size_t bytes, bool copied = false) const {
     const auto odd = [&](const std::string& why) {
       const std::string name = node.has(input) ? node.inputs[input] : "an input";
       return bundle_error(std::string(kGraph) + " does not fit " + kWeights + ": " + name + " of " + node.op + " " + why);
@@ -82,7 +82,7 @@ class Reading {
     const OnnxTensor& t = found->second;
     const bool outside = !t.location.empty();
     if (t.type != type || (outside ? t.length : t.bytes.size()) != bytes) throw odd("has another size than it needs");
-    if (!outside) return t.bytes.data();
+    if (!outside && copied) return t.bytes.data();
     if (t.location != kWeights || t.offset > weights_.size() || bytes > weights_.size() - t.offset) throw odd("lies outside of it");
     const char* const at = weights_.data() + t.offset;
     if (reinterpret_cast<uintptr_t>(at) % kLine) throw odd("does not begin at a multiple of 64 bytes");
@@ -97,7 +97,7 @@ class Reading {
   // A constant's content, which may lie anywhere.
   std::vector<float> floats(const OnnxNode& node, size_t input, int64_t count) const {
     std::vector<float> values(static_cast<size_t>(count));
-    std::memcpy(values.data(), tensor(node, input, kOnnxFloat, values.size() * sizeof(float)), values.size() * sizeof(float));
+    std::memcpy(values.data(), tensor(node, input, kOnnxFloat, values.size() * sizeof(float), true), values.size() * sizeof(float));
     return values;
   }
   const uint8_t* tiles(const OnnxNode& node, size_t input, const Format& f) const {
