@@ -1,4 +1,4 @@
-"""What a session needs from whatever runs the graph: ONNX Runtime today, TensorRT later, a fake in tests."""
+"""What a session needs from whatever runs the graph: the CPU, TensorRT, a fake in tests."""
 
 from __future__ import annotations
 

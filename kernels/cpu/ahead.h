@@ -6,10 +6,10 @@
 // ahead. Two pages by turns and an address a line read 0.87, 0.93 and 0.77 of the bandwidth (dense 4 and 8 bits, 2:4 with
 // 4), four 0.95, 0.99 and 0.92 (an Intel server with AVX-512, two threads, by hand).
 //
-// Lines at one place in several pages share a set of the first cache. The twelve ways of processors with AVX-512 have room
-// for four pages at hand and four to come; the eight ways of most that have AVX2 alone have not, and are given the next page,
+// Lines at one place in several pages share a set of the first cache. The twelve ways of Intel's with AVX-512 have room for
+// four pages at hand and four to come; the eight ways of most that have AVX2 alone have not, and are given the next page,
 // line by line: on two AMD cores (Zen 3) a token of SmolLM2 takes 0.91, 0.93 and 0.91 of the time it takes with four (4.25
-// bits, 8 bits, as stored; in turns, by hand). Fetching a tile's lines at once makes 8 bits a tenth slower.
+// bits, 8 bits, as stored; in turns, by hand). Fetching a tile's lines at once makes 8 bits 4 to 10 % slower.
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// How kernels split work: over whatever pool the caller has (ONNX Runtime's own in kernels/ort).
+// How kernels split work: over whatever pool the caller has (ONNX Runtime's own in kernels/ort, Threads in kernels/engine).
 #pragma once
 #include <cstddef>
 

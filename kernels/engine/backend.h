@@ -1,4 +1,4 @@
-// What a sequence needs of whatever runs its graph: ONNX Runtime (graph.h) or TensorRT (append_only.h, plugin_backend.h).
+// What a sequence needs of whatever runs its graph: this library (native_backend.h), ONNX Runtime (graph.h) or TensorRT (append_only.h, plugin_backend.h).
 // runtime/backend.py.
 #pragma once
 #include <string>

@@ -10,8 +10,9 @@
 namespace edgellm {
 namespace {
 
-constexpr int64_t kOperators = 4;  // kernels/library.py
-constexpr uintptr_t kLine = 64;    // bytes: where every tensor begins, for the widest vectors
+constexpr uintptr_t kLine = 64;  // bytes: where every tensor begins, for the widest vectors
+
+enum ProductInput { kTiles = 1, kBias, kResidual, kNorm };  // NMMatMul's and QuantGather's, behind x or ids
 
 struct OtherKind {};  // of graph
 
@@ -38,7 +39,7 @@ class Reading {
     const auto version = graph_.opsets.find("edgellm");
     if (version == graph_.opsets.end() || version->second != kOperators) throw OtherKind();
     const OnnxNode& gather = take("QuantGather", {"ids"});
-    d_.embedding = matrix(gather, 1);
+    d_.embedding = matrix(gather, kTiles);
     std::string x = gather.outputs[0];
     if (is("Mul")) {
       const OnnxNode& scaled = take("Mul", {x});
@@ -96,8 +97,10 @@ class Reading {
   }
   // A constant's content, which may lie anywhere.
   std::vector<float> floats(const OnnxNode& node, size_t input, int64_t count) const {
+    const size_t bytes = size_t(count) * sizeof(float);
+    const char* const at = tensor(node, input, kOnnxFloat, bytes, true);
     std::vector<float> values(static_cast<size_t>(count));
-    std::memcpy(values.data(), tensor(node, input, kOnnxFloat, values.size() * sizeof(float), true), values.size() * sizeof(float));
+    std::memcpy(values.data(), at, bytes);
     return values;
   }
   const uint8_t* tiles(const OnnxNode& node, size_t input, const Format& f) const {
@@ -114,14 +117,14 @@ class Reading {
     const std::string places = take("Unsqueeze", {place.outputs[0]}).outputs[0];
     while (is("Mul")) {
       const OnnxNode& angle = take("Mul", {places});
-      const auto frequency = graph_.initializers.find(angle.inputs.size() > 1 ? angle.inputs[1] : "");
+      const auto frequency = graph_.initializers.find(angle.input(1));
       if (frequency == graph_.initializers.end() || frequency->second.shape.size() != 2) throw OtherKind();
       Rotation rotation{floats(angle, 1, frequency->second.shape[1])};
       std::string cos = take("Cos", {angle.outputs[0]}).outputs[0], sin = take("Sin", {angle.outputs[0]}).outputs[0];
-      if (is("Mul") && graph_.nodes[at_].inputs[0] == cos) {
+      if (is("Mul") && graph_.nodes[at_].input(0) == cos) {
         const OnnxNode &larger_cos = take("Mul", {cos}), &larger_sin = take("Mul", {sin});
         rotation.magnitude = floats(larger_cos, 1, 1)[0];
-        if (larger_sin.inputs[1] != larger_cos.inputs[1]) throw OtherKind();
+        if (larger_sin.input(1) != larger_cos.input(1)) throw OtherKind();
         cos = larger_cos.outputs[0], sin = larger_sin.outputs[0];
       }
       waves_.emplace_back(cos, sin);
@@ -158,18 +161,18 @@ class Reading {
   void head(const std::string& x) {
     const OnnxNode& node = take("NMMatMul", {x});
     const Source source{node};
-    if (activation_of(source, format_of(source)) != Activation::kNone || node.has(3)) throw OtherKind();
-    d_.head = matrix(node, 1);
-    d_.head.bias = optional(node, 2, d_.head.f.n_out);
+    if (activation_of(source, format_of(source)) != Activation::kNone || node.has(kResidual)) throw OtherKind();
+    d_.head = matrix(node, kTiles);
+    d_.head.bias = optional(node, kBias, d_.head.f.n_out);
     if (d_.head.f.k_in != d_.hidden()) throw OtherKind();
-    d_.norm = reals(node, 4, d_.hidden());
+    d_.norm = reals(node, kNorm, d_.hidden());
     d_.epsilon = source.real("epsilon");
     std::string logits = node.outputs[0];
     if (is("Div")) {
       const OnnxNode& low = take("Div", {logits});
       d_.cap = floats(low, 1, 1)[0];
       const OnnxNode& high = take("Mul", {take("Tanh", {low.outputs[0]}).outputs[0]});
-      if (high.inputs[1] != low.inputs[1]) throw OtherKind();
+      if (high.input(1) != low.input(1)) throw OtherKind();
       logits = high.outputs[0];
     }
     if (logits != "logits") throw OtherKind();

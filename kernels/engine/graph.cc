@@ -30,7 +30,7 @@ void Graph::check(ort::Status* status) const {
   runtime_.check(status, EDGELLM_BUNDLE, std::string(kGraph) + " failed to run", kAgain);
 }
 
-// The options are those of runtime/onnx_graph.py and onnx_backend.py, which give the reasons.
+// The options are those of runtime/onnx_graph.py and onnx_decoder.py, which give the reasons.
 void Graph::open(const std::string& folder, const std::vector<Buffer>& buffers, int threads) {
   const ort::Api* api = runtime_.api;
   ort::Held<ort::SessionOptions> options(api);

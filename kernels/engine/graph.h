@@ -1,4 +1,4 @@
-// A bundle's graph in ONNX Runtime, with the cache's buffers bound in place: runtime/onnx_backend.py.
+// A bundle's graph in ONNX Runtime, with the cache's buffers bound in place: runtime/onnx_decoder.py.
 #pragma once
 #include <map>
 #include <string>

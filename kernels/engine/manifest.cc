@@ -14,7 +14,6 @@ namespace edgellm {
 namespace {
 
 constexpr int64_t kSchema = 1;     // of edgellm.json: runtime/manifest.py
-constexpr int64_t kOperators = 4;  // kernels/library.py
 constexpr off_t kLargest = 1 << 26;  // bytes of a manifest; the real ones are under 100 kB
 
 Error edited() { return bundle_error(std::string(kManifest) + " is damaged or was edited: its checksum does not match its contents"); }

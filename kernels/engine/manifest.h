@@ -9,6 +9,7 @@
 
 namespace edgellm {
 
+inline constexpr int64_t kOperators = 4;  // kernels/library.py
 inline constexpr const char* kManifest = "edgellm.json";
 inline constexpr const char* kGraph = "model.onnx";
 inline constexpr const char* kWeights = "model.onnx.data";

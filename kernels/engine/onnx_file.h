@@ -22,6 +22,7 @@ struct OnnxNode {
   std::map<std::string, NodeAttribute> attributes;
 
   bool has(size_t input) const { return input < inputs.size() && !inputs[input].empty(); }
+  std::string input(size_t i) const { return i < inputs.size() ? inputs[i] : ""; }
 };
 
 enum OnnxType : int { kOnnxFloat = 1, kOnnxUint8 = 2 };

@@ -56,8 +56,8 @@ typedef struct {
 } edgellm_options;
 
 /* Opens a bundle's folder, or its model.engine: the folder with the backend "tensorrt". options may be null.
- * This library runs a bundle's graph itself. With the backend "onnxruntime", and for graphs of another kind (exported by
- * Optimum), ONNX Runtime does: libonnxruntime (1.23 or newer) is options->onnxruntime, else the variable EDGELLM_ONNXRUNTIME, else beside
+ * This library runs a bundle's graph itself. With the backend "onnxruntime", and for graphs of separate operators, ONNX
+ * Runtime does: libonnxruntime (1.23 or newer) is options->onnxruntime, else the variable EDGELLM_ONNXRUNTIME, else beside
  * libedgellm.so, else in the Python package onnxruntime beside edgellm's, else where the system's loader finds it. A
  * process loads it once: later sessions use the first one's.
  * An engine wants libedgellm_runner.so beside libedgellm.so, and TensorRT's libnvinfer.so.10 or libtensorrt_rtx.so.1: the

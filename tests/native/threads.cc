@@ -47,13 +47,10 @@ struct Chain {
 
 void phases_follow_each_other(int count) {
   Threads threads(count);
-  const Pool alone{nullptr, [](void*, void (*task)(void*, size_t), size_t n, void* data) {
-                     for (size_t i = 0; i < n; ++i) task(data, i);
-                   }};
   for (int time = 0; time < 100; ++time) {
     Chain chain, expected;
     in_phases(threads.pool(), 8, chain);
-    in_phases(alone, 8, expected);
+    in_phases(kCaller, 8, expected);
     expect(chain.next == expected.next && chain.last == expected.last, "phases met");
   }
 }
