@@ -35,8 +35,8 @@ def load(
     kv: instead of the bundle's policy, as edgellm.runtime.kv_policy.parse_kv reads it: "full", "vatp:512", … threads:
     default, the physical cores this process may use. verify: hash the weights too. manifest: taken as it is and no file
     is checked (export, before it writes one). backend: "cpu"; "onnxruntime", ONNX Runtime on the CPU
-    whatever the graph is; or "tensorrt" for the bundle's engine, whose policy is full by default. Raises BundleError for anything wrong with the files, UsageError for
-    arguments, EdgellmError for the library.
+    whatever the graph is; or "tensorrt" for the bundle's engine, whose policy is full by default.
+    Raises BundleError for anything wrong with the files, UsageError for arguments, EdgellmError for the library.
     """
     folder = Path(path)
     manifest = manifest or read_manifest(folder, verify)
