@@ -211,7 +211,7 @@ def test_damaged_tables(bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.model
 @pytest.mark.parametrize("name", ["smollm2", "qwen2", "gemma3"])
-def test_real_vocabularies(bundle: Path, tmp_path: Path, name: str) -> None:
+def test_real_vocabularies(tmp_path: Path, name: str) -> None:
     """All nasty texts, and 100 kB of prose where a WikiText file is at hand."""
     from edgellm.export.checkpoint import open_checkpoint
     from tests.test_more_real_models import FILES
@@ -220,11 +220,8 @@ def test_real_vocabularies(bundle: Path, tmp_path: Path, name: str) -> None:
     if not path.exists():
         pytest.skip(f"{path.name} is not in build/models; `make models` fetches it")
     tokenizer = Tokenizer.from_str(open_checkpoint(path).tokenizer_json())
-    out = with_tokenizer(bundle, tmp_path / "b", tokenizer)
-    data = json.loads((out / "edgellm.json").read_bytes())
-    data["model"]["vocabulary"] = tokenizer.get_vocab_size()
-    (out / "edgellm.json").write_bytes(dump(seal(data)))
-    door = Door(out)
+    make_bundle(write_folder(tmp_path / "model", vocab_size=tokenizer.get_vocab_size()), tmp_path / "bundle", bits=8)
+    door = Door(with_tokenizer(tmp_path / "bundle", tmp_path / "b", tokenizer))
     prose = ROOT / "build" / "wikitext2.txt"
     texts = [*NASTY, prose.read_text(encoding="utf-8")[:100_000]] if prose.exists() else NASTY
     for text in texts:

@@ -29,6 +29,8 @@ std::unique_ptr<Decoder> Decoder::open(const std::string& folder, const edgellm_
   if (int64_t(graph->layers.size()) != shape.layers || graph->vocabulary() != shape.vocabulary ||
       std::any_of(graph->layers.begin(), graph->layers.end(), differs))
     throw bundle_error(std::string(kGraph) + " does not fit the manifest: it has other layers, heads or ids");
+  if (graph->bits != shape.bits)
+    throw bundle_error(std::string(kGraph) + " does not match the manifest: its cache has " + std::to_string(graph->bits) + " bits");
   std::unique_ptr<Decoder> decoder(new Decoder(std::move(weights), threads ? threads : usable_cores()));
   decoder->graph_ = std::move(*graph);
   return decoder;

@@ -132,6 +132,15 @@ class Reading {
     }
   }
 
+  // The bits of an input that is a layer's keys or values: one number for all.
+  void cache(const std::string& name) {
+    const auto input = graph_.inputs.find(name);
+    const int type = input == graph_.inputs.end() ? 0 : input->second;
+    const int64_t bits = type == kOnnxFloat16 ? 16 : type == kOnnxInt8 ? 8 : 0;
+    if (!bits || (d_.bits && d_.bits != bits)) throw OtherKind();
+    d_.bits = bits;
+  }
+
   std::string layer(const std::string& x) {
     const OnnxNode& node = take("DecoderLayer", {x});
     const Source source{node};
@@ -145,6 +154,7 @@ class Reading {
     const std::vector<std::string> ends{"positions", "control", "key" + of, "value" + of, "position" + of, "score" + of};
     for (size_t i = 0; i < ends.size(); ++i)
       if (node.inputs[kPositions + i] != ends[i]) throw OtherKind();
+    for (const char* kind : {"key", "value"}) cache(kind + of);
     each_matrix(l, [&](Matrix& matrix, LayerInput i) { matrix.tiles = tiles(node, i, matrix.f); });
     each_bias(l, [&](Matrix& matrix, LayerInput i) { matrix.bias = optional(node, i, matrix.f.n_out); });
     each_norm(l, [&](const float*& norm, LayerInput i) {

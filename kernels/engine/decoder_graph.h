@@ -32,6 +32,7 @@ struct DecoderGraph {
   std::vector<GraphLayer> layers;
   const float* norm = nullptr;
   float epsilon = 0;
+  int64_t bits = 0;  // of the cache's keys and values: 16 or 8
   float cap = 0;  // logits become cap * tanh(logits / cap); 0: they stay
 
   int64_t hidden() const { return embedding.f.k_in; }

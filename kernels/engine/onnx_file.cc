@@ -10,11 +10,13 @@ namespace {
 // Field numbers of onnx.proto3.
 enum ModelField { kModelGraph = 7, kModelOpset = 8 };
 enum OpsetField { kOpsetDomain = 1, kOpsetVersion = 2 };
-enum GraphField { kGraphNode = 1, kGraphInitializer = 5 };
+enum GraphField { kGraphNode = 1, kGraphInitializer = 5, kGraphInput = 11 };
 enum NodeField { kNodeInput = 1, kNodeOutput = 2, kNodeOp = 4, kNodeAttribute = 5, kNodeDomain = 7 };
 enum AttributeField { kAttributeName = 1, kAttributeFloat = 2, kAttributeInt = 3, kAttributeString = 4 };
 enum TensorField { kTensorDims = 1, kTensorType = 2, kTensorName = 8, kTensorRaw = 9, kTensorExternal = 13 };
 enum EntryField { kEntryKey = 1 };  // 2: the value
+enum ValueField { kValueName = 1, kValueType = 2 };
+enum TypeField { kTypeTensor = 1, kTensorElements = 1 };
 
 OnnxNode node_of(std::string_view message) {
   OnnxNode node;
@@ -56,6 +58,20 @@ std::pair<std::string, OnnxTensor> tensor_of(std::string_view message) {
   return {name, tensor};
 }
 
+std::pair<std::string, int> input_of(std::string_view message) {
+  std::string name;
+  int type = 0;
+  for (Fields f(message); f.next();) {
+    if (f.field == kValueName) name = f.bytes;
+    if (f.field != kValueType) continue;
+    for (Fields t(f.bytes); t.next();)
+      if (t.field == kTypeTensor)
+        for (Fields e(t.bytes); e.next();)
+          if (e.field == kTensorElements) type = int(e.number);
+  }
+  return {name, type};
+}
+
 }  // namespace
 
 OnnxGraph read_onnx(std::string_view content) {
@@ -73,6 +89,7 @@ OnnxGraph read_onnx(std::string_view content) {
     if (model.field != kModelGraph) continue;
     for (Fields f(model.bytes); f.next();) {
       if (f.field == kGraphNode) graph.nodes.push_back(node_of(f.bytes));
+      if (f.field == kGraphInput) graph.inputs.insert(input_of(f.bytes));
       if (f.field == kGraphInitializer) graph.initializers.insert(tensor_of(f.bytes));
     }
   }

@@ -25,7 +25,7 @@ struct OnnxNode {
   std::string input(size_t i) const { return i < inputs.size() ? inputs[i] : ""; }
 };
 
-enum OnnxType : int { kOnnxFloat = 1, kOnnxUint8 = 2 };
+enum OnnxType : int { kOnnxFloat = 1, kOnnxUint8 = 2, kOnnxInt8 = 3, kOnnxFloat16 = 10 };
 
 // Either its bytes, which belong to the file that was read, or where they lie in `location`.
 struct OnnxTensor {
@@ -38,6 +38,7 @@ struct OnnxTensor {
 
 struct OnnxGraph {
   std::vector<OnnxNode> nodes;  // in an order in which they can run
+  std::map<std::string, int> inputs;  // name -> type of its elements
   std::map<std::string, OnnxTensor> initializers;
   std::map<std::string, int64_t> opsets;  // domain -> version
 };
