@@ -23,7 +23,7 @@ from edgellm.export.plugin_dialect import plugin_decoder
 from edgellm.export.standard_dialect import standard_decoder
 from edgellm.export.verify import parity, prompts_from
 from edgellm.export.write import PartialBundle
-from edgellm.runtime import manifest
+from edgellm.runtime import load, manifest
 from edgellm.runtime.append_only import AppendOnly
 from edgellm.runtime.bundle_files import ENGINE_GRAPH, ENGINE_WEIGHTS, TABLES, WEIGHTS
 from edgellm.runtime.cache import CacheLayout
@@ -135,10 +135,12 @@ def write_engine(
     progress("engine's graph", 1, 1)
     if not planes:
         progress("its parity with torch", 0, 1)
-        session = append_only_session(manifest.parse(facts), folder, placed, capacity, torch.get_num_threads())
-        agreed = parity(arch, PackedSource(folder / WEIGHTS, placed), session, prompts_from(text))
+        said, threads = manifest.parse(facts), torch.get_num_threads()
+        session = append_only_session(said, folder, placed, capacity, threads)
+        quicker = load(folder, kv="full", threads=threads, manifest=said)
+        agreed = parity(arch, PackedSource(folder / WEIGHTS, placed), session, prompts_from(text), quicker=quicker)
         agreed.check()
-        del session
+        del session, quicker
         progress("its parity with torch", 1, 1)
     fed = [name for name, at in placed.items() if at.format and (planes or name == "embedding")]
     offsets = {name: placed[name].offset for name in fed}

@@ -49,14 +49,15 @@ class KVCache:
     def coverage(self, group: int) -> float | None:
         """The share of attention ever paid (as the scores count it) that tokens still held received: mean over heads.
 
-        group: query heads a KV head. None where it cannot be told: a window that evicted has no scores, and the largest
-        of several heads' or tokens' attention has no sum to compare with.
+        group: query heads a KV head. None where it cannot be told: a window that evicted has no scores, the largest of
+        several heads' or tokens' attention has no sum to compare with, and the last query, where only that counts,
+        paid nothing to tokens that were gone.
         """
         policy, cursor = self._cursor.policy, self._cursor
         if not any(cursor.evicted):
             return 1.0
         paid = sum(cursor.votes) * (group if policy.heads == "sum" else 1)
-        if policy.number != SCORE or policy.heads == "max" or policy.pool or not paid:
+        if policy.number != SCORE or policy.heads == "max" or policy.pool or not policy.forget or not paid:
             return None
         kept = [self._paid(layer)[0].sum(axis=1, dtype=np.float64) / paid for layer in range(self._layout.layers)]
         return min(1.0, float(np.mean(kept)))
