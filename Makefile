@@ -11,12 +11,14 @@ help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 # The stamp is newer than what it was made from: an edit of C++ or of the metadata installs again, an edit of Python not.
+# Built by the environment's own tools, build/ stays good for the next edit; tools of pip's own would be other ones each time.
 NATIVE := $(wildcard kernels/*.h kernels/include/*.h cmake/* $(foreach kind,h cc inc,kernels/cpu/*.$(kind) kernels/cpu/*/*.$(kind) \
           kernels/ort/*.$(kind) kernels/engine/*.$(kind))) kernels/tensorrt/runner_table.h
 $(VENV)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet 'scikit-build-core>=1.0' 'cmake>=3.25' ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
 	touch $@
 
 $(SMOLLM): | $(VENV)/.ready

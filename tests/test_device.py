@@ -25,6 +25,7 @@ def device_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = subprocess.run(
         ["make", "device", f"DEVICE={folder / 'site'}", f"PYTHON={sys.executable}"],
         cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PIP_NO_BUILD_ISOLATION": "off"},  # off: none. What this environment compiled is taken
     )  # fmt: skip
     if built.returncode and any(word in built.stderr for word in ("connection", "Could not find a version", "network")):
         pytest.skip(f"packages cannot be fetched here: {built.stderr.strip().splitlines()[-1]}")
