@@ -19,8 +19,8 @@ from edgellm.runtime.cache import CacheLayout
 from edgellm.runtime.loading import CHUNK
 from edgellm.runtime.roofline import weight_bytes
 
-# Measured with runtime.load and a prefill of SmolLM2-135M: Python, onnxruntime and numpy; the tokenizer a token.
-RUNTIME, TOKENIZER = 60 * MIB, 1000
+# Measured with `generate`, SmolLM2 and Qwen2.5-Coder: Python and numpy; a token of a tokenizer without tables.
+RUNTIME, TOKENIZER = 37 * MIB, 1000
 ROWS = 4096  # of an untied embedding, two bytes a weight, that a session asks for
 MANIFEST, MATRIX_ENTRY = 4096, 180  # bytes of edgellm.json: as a whole, and a matrix
 REPORT, LAYER_ENTRY = 6000, 250  # of report.html: as a whole, and a layer
@@ -73,17 +73,19 @@ def estimate(checkpoint: Checkpoint, config: ExportConfig) -> Estimate:
     if device.bandwidth_gb_s is not None:
         rates = [device.bandwidth_gb_s * 1e9 / (token_bytes + cache) for cache in (0, kept)]
     cost = effort(arch, config, weights, usable_cores())
+    tables = _tables(checkpoint)
+    vocabulary = tables or TOKENIZER * arch.vocabulary
     return Estimate(
         device=device.name,
         kv=str(policy),
-        bundle_bytes=weights + _other_files(checkpoint, placed, config.adapt),
+        bundle_bytes=weights + _other_files(checkpoint, placed, config.adapt, tables),
         weight_bytes=weights,
         kv_bytes=kv_bytes,
         host_bytes=cost.memory_bytes,
         host_mapped_bytes=cost.mapped_bytes,
         seconds=cost.seconds,
         work_bytes=cost.work_bytes,
-        device_bytes=RUNTIME + TOKENIZER * arch.vocabulary + touched + kv_bytes + _activations(arch, staging),
+        device_bytes=RUNTIME + vocabulary + touched + kv_bytes + _activations(arch, staging),
         token_bytes=token_bytes,
         tokens_per_s=rates[0],
         tokens_per_s_full_cache=rates[1],
@@ -97,17 +99,21 @@ def matrix_room(checkpoint: Checkpoint, config: ExportConfig) -> int:
     placed = planned(config, checkpoint)
     vectors = sum(-(-at.nbytes // ALIGNMENT) * ALIGNMENT for at in placed.values() if at.format is None)
     matrices = [rows * columns for _, (rows, columns) in arch.tensors() if columns]
-    others = vectors + _other_files(checkpoint, placed, config.adapt) + LEVEL * len(matrices)
+    others = vectors + _other_files(checkpoint, placed, config.adapt, _tables(checkpoint)) + LEVEL * len(matrices)
     return config.fit.matrix_bytes(sum(matrices), others)
 
 
-def _other_files(checkpoint: Checkpoint, placed: dict[str, Placed], adapt: bool) -> int:
+def _tables(checkpoint: Checkpoint) -> int:
+    """Bytes of the vocabulary in tables; 0 where only tokenizer.json can describe it."""
+    return len(vocabulary_tables(checkpoint.tokenizer_json()) or b"")
+
+
+def _other_files(checkpoint: Checkpoint, placed: dict[str, Placed], adapt: bool, tables: int) -> int:
     arch = checkpoint.architecture
     graphs = [decoder_graph(arch, placed)]
     if adapt:
         graphs += [graph for _, graph in adapt_files(arch, placed, kv_bits=16)]  # as large at 8
     texts = (checkpoint.tokenizer_json(), checkpoint.chat_template or "")
-    tables = len(vocabulary_tables(texts[0]) or b"")
     matrices = sum(at.format is not None for at in placed.values())
     page = REPORT + LAYER_ENTRY * arch.layers
     files = sum(int(graph.ByteSize()) for graph in graphs) + sum(len(text.encode()) for text in texts)
