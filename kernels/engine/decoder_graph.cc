@@ -1,49 +1,29 @@
 #include "kernels/engine/decoder_graph.h"
 
-#include <cstring>
-
 #include "kernels/cpu/layer_attributes.h"
-#include "kernels/engine/error.h"
+#include "kernels/engine/graph_weights.h"
 #include "kernels/engine/manifest.h"
-#include "kernels/engine/onnx_file.h"
 
 namespace edgellm {
 namespace {
-
-constexpr uintptr_t kLine = 64;  // bytes: where every tensor begins, for the widest vectors
 
 enum ProductInput { kTiles = 1, kBias, kResidual, kNorm };  // NMMatMul's and QuantGather's, behind x or ids
 
 struct OtherKind {};  // of graph
 
-// A node's attributes, as kernels/cpu/layer_attributes.h asks for them.
-struct Source {
-  const OnnxNode& node;
-
-  [[noreturn]] void fail(const char* message) const { throw bundle_error(std::string(kGraph) + " is damaged: " + message); }
-  const NodeAttribute& at(const char* name) const {
-    const auto found = node.attributes.find(name);
-    if (found == node.attributes.end()) fail((node.op + " lacks " + name).c_str());
-    return found->second;
-  }
-  int64_t integer(const char* name) const { return at(name).integer; }
-  float real(const char* name) const { return at(name).real; }
-  std::string string(const char* name) const { return at(name).text; }
-};
-
 class Reading {
  public:
-  Reading(const OnnxGraph& graph, std::string_view weights) : graph_(graph), weights_(weights) {}
+  Reading(const OnnxGraph& graph, std::string_view weights) : graph_(graph), weights_(graph, weights) {}
 
   DecoderGraph read() {
     const auto version = graph_.opsets.find("edgellm");
     if (version == graph_.opsets.end() || version->second != kOperators) throw OtherKind();
     const OnnxNode& gather = take("QuantGather", {"ids"});
-    d_.embedding = matrix(gather, kTiles);
+    d_.embedding = weights_.matrix(gather, kTiles);
     std::string x = gather.outputs[0];
     if (is("Mul")) {
       const OnnxNode& scaled = take("Mul", {x});
-      d_.scale = floats(scaled, 1, 1)[0];
+      d_.scale = weights_.floats(scaled, 1, 1)[0];
       x = scaled.outputs[0];
     }
     rotations();
@@ -56,7 +36,7 @@ class Reading {
 
  private:
   const OnnxGraph& graph_;
-  std::string_view weights_;
+  GraphWeights weights_;
   size_t at_ = 0;
   DecoderGraph d_;
   std::vector<std::pair<std::string, std::string>> waves_;  // a rotation's cos and sin
@@ -72,45 +52,6 @@ class Reading {
     return node;
   }
 
-  // Where the initializer at an input lies, `bytes` long. copied: it need not outlive the graph's own file.
-  const char* tensor(const OnnxNode& node, size_t input, int type, size_t bytes, bool copied = false) const {
-    const auto odd = [&](const std::string& why) {
-      const std::string name = node.has(input) ? node.inputs[input] : "an input";
-      return bundle_error(std::string(kGraph) + " does not fit " + kWeights + ": " + name + " of " + node.op + " " + why);
-    };
-    const auto found = node.has(input) ? graph_.initializers.find(node.inputs[input]) : graph_.initializers.end();
-    if (found == graph_.initializers.end()) throw odd("is no weight");
-    const OnnxTensor& t = found->second;
-    const bool outside = !t.location.empty();
-    if (t.type != type || (outside ? t.length : t.bytes.size()) != bytes) throw odd("has another size than it needs");
-    if (!outside && copied) return t.bytes.data();
-    if (t.location != kWeights || t.offset > weights_.size() || bytes > weights_.size() - t.offset) throw odd("lies outside of it");
-    const char* const at = weights_.data() + t.offset;
-    if (reinterpret_cast<uintptr_t>(at) % kLine) throw odd("does not begin at a multiple of 64 bytes");
-    return at;
-  }
-  const float* reals(const OnnxNode& node, size_t input, int64_t count) const {
-    return reinterpret_cast<const float*>(tensor(node, input, kOnnxFloat, size_t(count) * sizeof(float)));
-  }
-  const float* optional(const OnnxNode& node, size_t input, int64_t count) const {
-    return node.has(input) ? reals(node, input, count) : nullptr;
-  }
-  // A constant's content, which may lie anywhere.
-  std::vector<float> floats(const OnnxNode& node, size_t input, int64_t count) const {
-    const size_t bytes = size_t(count) * sizeof(float);
-    const char* const at = tensor(node, input, kOnnxFloat, bytes, true);
-    std::vector<float> values(static_cast<size_t>(count));
-    std::memcpy(values.data(), at, bytes);
-    return values;
-  }
-  const uint8_t* tiles(const OnnxNode& node, size_t input, const Format& f) const {
-    return reinterpret_cast<const uint8_t*>(tensor(node, input, kOnnxUint8, f.nbytes()));
-  }
-  Matrix matrix(const OnnxNode& node, size_t input) const {
-    const Format f = format_of(Source{node});
-    return {f, tiles(node, input, f), nullptr};
-  }
-
   // export/graph.py's rotations(): positions as a column of floats, then every Rope's cos and sin.
   void rotations() {
     const OnnxNode& place = take("Cast", {"positions"});
@@ -119,11 +60,11 @@ class Reading {
       const OnnxNode& angle = take("Mul", {places});
       const auto frequency = graph_.initializers.find(angle.input(1));
       if (frequency == graph_.initializers.end() || frequency->second.shape.size() != 2) throw OtherKind();
-      Rotation rotation{floats(angle, 1, frequency->second.shape[1])};
+      Rotation rotation{weights_.floats(angle, 1, frequency->second.shape[1])};
       std::string cos = take("Cos", {angle.outputs[0]}).outputs[0], sin = take("Sin", {angle.outputs[0]}).outputs[0];
       if (is("Mul") && graph_.nodes[at_].input(0) == cos) {
         const OnnxNode &larger_cos = take("Mul", {cos}), &larger_sin = take("Mul", {sin});
-        rotation.magnitude = floats(larger_cos, 1, 1)[0];
+        rotation.magnitude = weights_.floats(larger_cos, 1, 1)[0];
         if (larger_sin.input(1) != larger_cos.input(1)) throw OtherKind();
         cos = larger_cos.outputs[0], sin = larger_sin.outputs[0];
       }
@@ -143,7 +84,7 @@ class Reading {
 
   std::string layer(const std::string& x) {
     const OnnxNode& node = take("DecoderLayer", {x});
-    const Source source{node};
+    const NodeSource source{node};
     GraphLayer g{layer_of(source), 0, source.integer("layer")};
     DecoderLayer& l = g.layer;
     const int64_t dim = l.attention.head_dim, hidden = l.q.f.k_in, count = int64_t(d_.layers.size());
@@ -155,13 +96,13 @@ class Reading {
     for (size_t i = 0; i < ends.size(); ++i)
       if (node.inputs[kPositions + i] != ends[i]) throw OtherKind();
     for (const char* kind : {"key", "value"}) cache(kind + of);
-    each_matrix(l, [&](Matrix& matrix, LayerInput i) { matrix.tiles = tiles(node, i, matrix.f); });
-    each_bias(l, [&](Matrix& matrix, LayerInput i) { matrix.bias = optional(node, i, matrix.f.n_out); });
+    each_matrix(l, [&](Matrix& matrix, LayerInput i) { matrix.tiles = weights_.tiles(node, i, matrix.f); });
+    each_bias(l, [&](Matrix& matrix, LayerInput i) { matrix.bias = weights_.optional(node, i, matrix.f.n_out); });
     each_norm(l, [&](const float*& norm, LayerInput i) {
-      norm = i <= kMlpNorm ? reals(node, i, hidden) : optional(node, i, hidden);
+      norm = i <= kMlpNorm ? weights_.reals(node, i, hidden) : weights_.optional(node, i, hidden);
     });
-    g.q_norm = optional(node, kQNorm, dim), g.k_norm = optional(node, kKNorm, dim);
-    g.k_shift = optional(node, kKShift, l.attention.kv_heads * dim);
+    g.q_norm = weights_.optional(node, kQNorm, dim), g.k_norm = weights_.optional(node, kKNorm, dim);
+    g.k_shift = weights_.optional(node, kKShift, l.attention.kv_heads * dim);
     g.wanted = node.has(kRows);
     if (!d_.layers.empty() && d_.layers.back().wanted) throw OtherKind();
     d_.layers.push_back(g);
@@ -170,17 +111,17 @@ class Reading {
 
   void head(const std::string& x) {
     const OnnxNode& node = take("NMMatMul", {x});
-    const Source source{node};
+    const NodeSource source{node};
     if (activation_of(source, format_of(source)) != Activation::kNone || node.has(kResidual)) throw OtherKind();
-    d_.head = matrix(node, kTiles);
-    d_.head.bias = optional(node, kBias, d_.head.f.n_out);
+    d_.head = weights_.matrix(node, kTiles);
+    d_.head.bias = weights_.optional(node, kBias, d_.head.f.n_out);
     if (d_.head.f.k_in != d_.hidden()) throw OtherKind();
-    d_.norm = reals(node, kNorm, d_.hidden());
+    d_.norm = weights_.reals(node, kNorm, d_.hidden());
     d_.epsilon = source.real("epsilon");
     std::string logits = node.outputs[0];
     if (is("Div")) {
       const OnnxNode& low = take("Div", {logits});
-      d_.cap = floats(low, 1, 1)[0];
+      d_.cap = weights_.floats(low, 1, 1)[0];
       const OnnxNode& high = take("Mul", {take("Tanh", {low.outputs[0]}).outputs[0]});
       if (high.input(1) != low.input(1)) throw OtherKind();
       logits = high.outputs[0];
