@@ -7,7 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
+
+from edgellm.kernels.layout import Format
 
 LOWEST_ORT_API = 17
 """The lowest ONNX Runtime API version that has every entry the library uses (kernels/ort/abi.h)."""
@@ -58,6 +61,7 @@ def library() -> ctypes.CDLL:
     loaded.edgellm_sample.restype = size
     loaded.edgellm_uncertainty.argtypes = [address, size, address]
     loaded.edgellm_uncertainty.restype = None
+    loaded.edgellm_nm_matmul.argtypes = [address, address, size, address, address]
     loaded.edgellm_read_bytes.argtypes = [address, ctypes.c_size_t]
     loaded.edgellm_read_bytes.restype = ctypes.c_uint64
     return loaded
@@ -99,6 +103,18 @@ def instruction_set() -> str:
 def use_instruction_set(name: str) -> bool:
     """Switch to other micro-kernels, for comparing them; False when this processor or build has none of that name."""
     return bool(library().edgellm_use_instruction_set(name.encode()))
+
+
+def nm_matmul(x: NDArray[np.float32], tiles: NDArray[np.uint8], f: Format) -> NDArray[np.float32]:
+    """NMMatMul's product alone (kernels/reference.py), on this thread: contiguous x [T, k_in], tiles [f.nbytes] ->
+    [T, n_out]."""
+    facts = (f.n_out, f.k_in, f.bits, f.group, f.zero == "min", f.n, f.m, f.axis == "out")
+    y = np.empty((len(x), f.n_out), np.float32)
+    if not library().edgellm_nm_matmul(
+        (ctypes.c_int64 * 8)(*facts), x.ctypes.data, len(x), tiles.ctypes.data, y.ctypes.data
+    ):
+        raise ValueError(f"the library knows no {f}")
+    return y
 
 
 def read_bytes(memory: NDArray[Any]) -> int:

@@ -133,3 +133,13 @@ void nm_matmul(const Format& f, Activation activation, const float* x, int64_t r
 }
 
 }  // namespace edgellm
+
+// The product alone, on the caller's thread. format: n_out, k_in, bits, group, minimum, n, m, along_out, of kernels/layout.h.
+// 0 for a format that is none.
+extern "C" __attribute__((visibility("default"))) int edgellm_nm_matmul(const int64_t* format, const float* x, int64_t rows,
+                                                                        const uint8_t* tiles, float* y) {
+  using namespace edgellm;
+  const Format f{format[0], format[1], format[2], format[3], format[4] != 0, format[5], format[6], format[7] != 0};
+  if (f.valid()) nm_matmul(f, Activation::kNone, x, rows, tiles, {}, y, kCaller);
+  return f.valid();
+}

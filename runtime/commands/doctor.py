@@ -86,8 +86,6 @@ def _kernels() -> tuple[str, str]:
     from edgellm.kernels.self_test import self_test
 
     name = instruction_set()
-    if find_spec("onnxruntime") is None:
-        return "warn", f"{name}, not tested: the self-test runs an operator in onnxruntime"
     self_test()
     if name == "portable":
         return "warn", "self-test passed, but there is no fast path for this processor"
