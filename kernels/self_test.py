@@ -1,4 +1,4 @@
-"""The product that decoding and prefill are made of, run by the library and compared with its reference (doctor's check)."""
+"""Doctor's check: the product that decoding and prefill are made of, in the library, against its reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Doctor's check of the kernels: it passes on every path that this processor has, and not for a product that is wrong."""
+"""Doctor's check of the kernels: it passes on every path of this processor, and not for a product that is wrong."""
 
 from __future__ import annotations
 
