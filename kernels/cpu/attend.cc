@@ -10,7 +10,7 @@
 namespace edgellm {
 namespace {
 
-constexpr int64_t kRows = 24;         // query rows (tokens times heads of a group) a task of prefill
+constexpr int64_t kRows = 96;         // query rows (tokens times heads of a group) a task of prefill
 constexpr int64_t kInline = 1 << 16;  // multiplications that are not worth waking a thread for
 
 }  // namespace

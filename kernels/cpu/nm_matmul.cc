@@ -7,6 +7,7 @@
 // x becomes int16 once (rows.h); every panel of 16 outputs is then independent. A tile is unpacked once for a block of
 // rows.
 #include <algorithm>
+#include <cstring>
 #include <type_traits>
 
 #include "kernels/cpu/product.h"
@@ -15,7 +16,7 @@
 namespace edgellm {
 namespace {
 
-constexpr int kRowBlock = 128;  // rows that share an unpacked tile; instruction sets multiply four or more at once
+constexpr int kRowBlock = 256;  // rows that share an unpacked tile; instruction sets multiply four or more at once
 constexpr size_t kPrefetched = 1 << 14;
 
 // acc[row][out] for rows [first, first + count) of one panel, every tile unpacked once for all of them.
@@ -107,9 +108,11 @@ void Product::unit(int64_t unit, int64_t first, int count, const Isa& isa) const
     if (activation == Activation::kGeluTanh) isa.gelu_tanh(gate, acc[1] + row * kPanel, gate);
     const float* residual = fused.residual ? fused.residual + (first + row) * w_.width() + out : nullptr;
     auto write = [&, bias = fused.bias](const auto n) {
-      for (int i = 0; bias && i < n; ++i) gate[i] += bias[out + i];
-      for (int i = 0; residual && i < n; ++i) gate[i] += residual[i];
-      for (int i = 0; i < n; ++i) to[i] = gate[i];
+      float sum[kPanel];  // of its own: it cannot be `to`, so that vectors do the rest
+      std::memcpy(sum, gate, sizeof sum);
+      for (int i = 0; bias && i < n; ++i) sum[i] += bias[out + i];
+      for (int i = 0; residual && i < n; ++i) sum[i] += residual[i];
+      std::memcpy(to, sum, size_t(n) * sizeof(float));
     };
     if (outputs == kPanel)  // a constant: vectors, and no call to copy one line
       write(std::integral_constant<int, kPanel>());
