@@ -28,7 +28,7 @@ from tests.bundles import calibration_file, make_bundle
 from tests.export.test_gguf_tied import write_twice
 
 FAKE = """
-import sys
+import os, signal, sys
 from tests.benchmarks.peers.protocol import serve
 class Fake:
     def run(self, prompt, new_tokens, first):
@@ -41,6 +41,8 @@ def load(model, threads, tokens, settings):
         import a_module_that_nobody_has
     if "breaks" in settings:
         raise RuntimeError("the model is upside down")
+    if "crashes" in settings:
+        os.kill(os.getpid(), signal.SIGILL)
     print("loaded", threads, "threads")
     return Fake()
 if __name__ == "__main__":
@@ -98,7 +100,8 @@ def test_scoring_counts_windows_as_eval_does(fake: Callable[..., Contender]) -> 
 
 
 @pytest.mark.parametrize(
-    ("setting", "why"), [("lacks", "No module named 'a_module_that_nobody_has'"), ("breaks", "upside down")]
+    ("setting", "why"),
+    [("lacks", "No module named 'a_module_that_nobody_has'"), ("breaks", "upside down"), ("crashes", "SIGILL")],
 )
 def test_who_cannot_run_says_why(fake: Callable[..., Contender], setting: str, why: str) -> None:
     with pytest.raises(Failed, match=why):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,7 +52,8 @@ def ask(contender: Contender, request: dict[str, Any], neighbour: int | None = N
     if child.returncode == SKIPPED and found:
         raise Failed(str(found["skipped"]))
     if child.returncode or found is None:
-        raise Failed(complained[-1][:300] if complained else f"exit code {child.returncode}")
+        ended = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit code {child.returncode}"
+        raise Failed(f"{ended}: {complained[-1][:300]}" if complained else ended)
     return {**found, "others": max(0.0, (after - before) / (elapsed * (os.cpu_count() or 1)))}
 
 
