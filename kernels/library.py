@@ -106,8 +106,8 @@ def use_instruction_set(name: str) -> bool:
 
 
 def nm_matmul(x: NDArray[np.float32], tiles: NDArray[np.uint8], f: Format) -> NDArray[np.float32]:
-    """NMMatMul's product alone (kernels/reference.py), on this thread: contiguous x [T, k_in], tiles [f.nbytes] ->
-    [T, n_out]."""
+    """NMMatMul's product alone (kernels/reference.py), on this thread: float32 x [T, k_in], uint8 tiles [f.nbytes],
+    contiguous both -> float32 [T, n_out]. Raises ValueError for a format that the library does not know."""
     facts = (f.n_out, f.k_in, f.bits, f.group, f.zero == "min", f.n, f.m, f.axis == "out")
     y = np.empty((len(x), f.n_out), np.float32)
     if not library().edgellm_nm_matmul(

@@ -16,7 +16,7 @@
 namespace edgellm {
 namespace {
 
-constexpr int kRowBlock = 256;  // rows that share an unpacked tile; instruction sets multiply four or more at once
+constexpr int kRowBlock = 256;  // rows that share an unpacked tile, as many as a prefill's chunk has (runtime/loading.py)
 constexpr size_t kPrefetched = 1 << 14;
 
 // acc[row][out] for rows [first, first + count) of one panel, every tile unpacked once for all of them.

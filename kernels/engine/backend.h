@@ -1,5 +1,5 @@
-// What a sequence needs of whatever runs its graph: this library (native_backend.h), ONNX Runtime (graph.h) or TensorRT (append_only.h, plugin_backend.h).
-// runtime/backend.py.
+// What a sequence needs of whatever runs its graph: this library (native_backend.h), ONNX Runtime (graph.h) or TensorRT
+// (append_only.h, plugin_backend.h). runtime/backend.py.
 #pragma once
 #include <string>
 #include <vector>

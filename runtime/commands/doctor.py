@@ -63,6 +63,7 @@ def _python() -> tuple[str, str]:
 
 
 def _onnxruntime() -> tuple[str, str]:
+    from edgellm.kernels.library import library_path
     from edgellm.runtime.onnx_graph import OLDEST, the_onnxruntime
 
     try:
@@ -71,7 +72,10 @@ def _onnxruntime() -> tuple[str, str]:
         return "warn", f"{error.what}: {error.hint}"
     version = str(onnxruntime.__version__)
     new_enough = tuple(int(part) for part in version.split(".")[:2]) >= OLDEST
-    return ("ok", version) if new_enough else ("fail", f"{version}; needs 1.23: pip install -U onnxruntime")
+    if not new_enough:
+        return "fail", f"{version}; needs 1.23: pip install -U onnxruntime"
+    onnxruntime.SessionOptions().register_custom_ops_library(str(library_path()))  # raises where it takes no operators
+    return "ok", f"{version}, takes the operators"
 
 
 def _library() -> tuple[str, str]:

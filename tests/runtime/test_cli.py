@@ -194,6 +194,18 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "fail kernels: no such processor" in result.stdout
 
 
+def test_doctor_tells_of_operators_that_onnxruntime_does_not_take(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from edgellm.kernels import library
+
+    (tmp_path / "other.so").write_bytes(b"no library")
+    monkeypatch.setattr(library, "library_path", lambda: tmp_path / "other.so")
+    checks = {check["name"]: check for check in json.loads(run("doctor", "--json").stdout)["checks"]}
+    assert checks["onnxruntime"]["status"] == "fail"
+    assert "other.so" in checks["onnxruntime"]["detail"]
+
+
 def test_chat_keeps_the_cache_between_turns(fake: Fake) -> None:
     model = {**DATA["model"], "context": 512}
     session, backend = fake("yes", template=CHATML, model=model)
