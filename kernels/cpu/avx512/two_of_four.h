@@ -2,10 +2,10 @@
 //
 //   acc[o] += w_scale[o, g] * x_scale[g] * sum over quads j, k < 2 of  code[j, o, k] * x[4j + place[j, o, k]]
 //
-// A register holds two quads: in the int32 lane of output o the bytes (j, 0) (j, 1) (j + 1, 0) (j + 1, 1). Activations
-// come as two planes of bytes, x = 256 * high + low; one vpshufb gathers 64 of a plane, the 16 inputs of a chunk being in
-// every 128-bit lane. Multipliers of bytes want an unsigned side, the activations: the high plane holds high + 128, and
-// 32768 * sum(code) is taken off at the end of a group.
+// A register holds two quads, 0 and 2 of a chunk's four or 1 and 3: in the int32 lane of output o the bytes (j, 0) (j, 1)
+// (j + 2, 0) (j + 2, 1). Activations come as two planes of bytes, x = 256 * high + low; one vpshufb gathers 64 of a plane,
+// the 16 inputs of a chunk being in every 128-bit lane. Multipliers of bytes want an unsigned side, the activations: the
+// high plane holds high + 128, and 32768 * sum(code) is taken off at the end of a group.
 #pragma once
 #include "kernels/cpu/avx512/vectors.h"
 
@@ -15,36 +15,56 @@ constexpr int kChunkPlaces = 32;  // bytes of places before a chunk's codes; a c
 
 constexpr int kAndOr = 0xEA, kAndXor = 0x6A;  // vpternlog: (a & b) | c, (a & b) ^ c
 
-// The word of output o (two places, or two codes of 4 bits) in both halves of its int32 lane.
+// The word of output o (its places, or two codes of 4 bits) in both halves of its int32 lane.
 inline __m512i twice(const uint8_t* words) {
   static constexpr Bytes kWord = words_of([](int i) { return i / 2; });
   return _mm512_permutexvar_epi16(load(kWord), _mm512_castsi256_si512(load32(words)));
 }
 
-// Which of a chunk's 16 inputs the kept weights of quads 2 * kPair and 2 * kPair + 1 multiply.
-template <int kPair>
-__m512i index_of(__m512i places) {
-  static constexpr Bytes kBy = words_of([](int i) { return 4 * kPair + 2 * (i % 2); });
-  static constexpr Bytes kQuad = bytes_of([](int i) { return 4 * (2 * kPair + i / 2 % 2); });
-  const __m512i place = _mm512_srlv_epi16(places, load(kBy));
-  return _mm512_ternarylogic_epi32(place, _mm512_set1_epi8(3), load(kQuad), kAndOr);
+// Of each output, in its lane, what belongs to quads 0 and 2, and to 1 and 3.
+struct Quads {
+  __m512i even, odd;
+};
+
+// Which of a chunk's 16 inputs its kept weights multiply.
+inline Quads inputs_of(const uint8_t* places) {
+  static constexpr Bytes kBy = words_of([](int i) { return i % 2 * 4; });
+  static constexpr Bytes kEven = bytes_of([](int i) { return i / 2 % 2 * 8; });
+  static constexpr Bytes kOdd = bytes_of([](int i) { return i / 2 % 2 * 8 + 4; });
+  const __m512i even = _mm512_srlv_epi16(twice(places), load(kBy)), odd = _mm512_srli_epi16(even, 2);
+  const __m512i three = _mm512_set1_epi8(3);
+  return {_mm512_ternarylogic_epi32(even, three, load(kEven), kAndOr),
+          _mm512_ternarylogic_epi32(odd, three, load(kOdd), kAndOr)};
 }
 
-// Signed codes of two quads, times 16 where VNNI's int32 sums leave room: a nibble then needs no shift down.
-template <int kBits>
-__m512i codes_of(const uint8_t* codes) {
-  if constexpr (kBits == 8) {
-    static constexpr Bytes kWord = words_of([](int i) { return i % 2 * 16 + i / 2; });
-    return _mm512_xor_si512(_mm512_permutexvar_epi16(load(kWord), load(codes)), _mm512_set1_epi8(char(0x80)));
-  }
+// Times 16 where VNNI's int32 sums leave room: a nibble then needs no shift down, and a panel's sum is divided once.
 #ifdef EDGELLM_VNNI
-  static constexpr Bytes kBy = words_of([](int i) { return 4 - i % 2 * 4; });
-  const __m512i nibble = _mm512_sllv_epi16(twice(codes), load(kBy));
-  return _mm512_ternarylogic_epi32(nibble, _mm512_set1_epi8(char(0xF0)), _mm512_set1_epi8(char(0x80)), kAndXor);
+constexpr float kCodesTimes = 16;
 #else
-  static constexpr Bytes kBy = words_of([](int i) { return i % 2 * 4; });
-  const __m512i nibble = _mm512_srlv_epi16(twice(codes), load(kBy));
-  return _mm512_sub_epi8(_mm512_and_si512(nibble, _mm512_set1_epi8(15)), _mm512_set1_epi8(8));
+constexpr float kCodesTimes = 1;
+#endif
+
+// A chunk's codes, signed.
+template <int kBits>
+Quads codes_of(const uint8_t* codes) {
+  const __m512i first = load(codes);  // 8 bits: of quads 0 and 1; 4 bits: of 0 (low) and 1, then of 2 and 3
+  if constexpr (kBits == 8) {
+    static constexpr Bytes kEven = words_of([](int i) { return i % 2 * 32 + i / 2; });
+    static constexpr Bytes kOdd = words_of([](int i) { return i % 2 * 32 + 16 + i / 2; });
+    const __m512i second = load(codes + 64), zero = _mm512_set1_epi8(char(0x80));
+    return {_mm512_xor_si512(_mm512_permutex2var_epi16(first, load(kEven), second), zero),
+            _mm512_xor_si512(_mm512_permutex2var_epi16(first, load(kOdd), second), zero)};
+  }
+  static constexpr Bytes kJoined = words_of([](int i) { return i % 2 * 16 + i / 2; });
+  const __m512i both = _mm512_permutexvar_epi16(load(kJoined), first);
+#ifdef EDGELLM_VNNI
+  const __m512i high = _mm512_set1_epi8(char(0xF0)), zero = _mm512_set1_epi8(char(0x80));
+  return {_mm512_ternarylogic_epi32(_mm512_slli_epi16(both, 4), high, zero, kAndXor),
+          _mm512_ternarylogic_epi32(both, high, zero, kAndXor)};
+#else
+  const __m512i low = _mm512_set1_epi8(15), zero = _mm512_set1_epi8(8);
+  return {_mm512_sub_epi8(_mm512_and_si512(both, low), zero),
+          _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(both, 4), low), zero)};
 #endif
 }
 
@@ -52,21 +72,17 @@ __m512i codes_of(const uint8_t* codes) {
 
 template <int kBits>
 struct Gathered {
-  __m512i low = _mm512_setzero_si512(), high = low, codes = low;
+  __m512i low = _mm512_setzero_si512(), high = low, codes = low;  // the last times 128, what the high plane has too much
 
   void add(__m512i code, __m512i x_low, __m512i x_high) {
-    codes = _mm512_dpbusd_epi32(codes, _mm512_set1_epi8(1), code);
+    codes = _mm512_dpbusd_epi32(codes, _mm512_set1_epi8(char(128)), code);
     low = _mm512_dpbusd_epi32(low, x_low, code);
     high = _mm512_dpbusd_epi32(high, x_high, code);
     keep(codes);
     keep(low);
     keep(high);
   }
-  __m512i sum() const {
-    const __m512i total = _mm512_add_epi32(low, _mm512_slli_epi32(high, 8));
-    const __m512i exact = _mm512_sub_epi32(total, _mm512_slli_epi32(codes, 15));
-    return kBits == 4 ? _mm512_srai_epi32(exact, 4) : exact;
-  }
+  __m512i sum() const { return _mm512_add_epi32(low, _mm512_slli_epi32(_mm512_sub_epi32(high, codes), 8)); }
 };
 
 #else
@@ -130,21 +146,18 @@ void decode_two_of_four(const Format& f, const uint8_t* panel, const Row& x, flo
       for (int g = 0; g < kGroups; ++g) {
         Gathered<kBits> sums;
         for (int chunk = g * 4 / kGroups; chunk < (g + 1) * 4 / kGroups; ++chunk, panel += kChunk) {
-          const __m512i places = twice(panel);
           const __m512i low = _mm512_broadcast_i32x4(load16(planes + 16 * chunk));
           const __m512i high = _mm512_broadcast_i32x4(load16(planes + kTile + 16 * chunk));
-          auto pair = [&](__m512i index, const uint8_t* codes) {
-            sums.add(codes_of<kBits>(codes), _mm512_shuffle_epi8(low, index), _mm512_shuffle_epi8(high, index));
-          };
-          pair(index_of<0>(places), panel + kChunkPlaces);
-          pair(index_of<1>(places), panel + kChunkPlaces + 8 * kBits);
+          const Quads inputs = inputs_of(panel), codes = codes_of<kBits>(panel + kChunkPlaces);
+          sums.add(codes.even, _mm512_shuffle_epi8(low, inputs.even), _mm512_shuffle_epi8(high, inputs.even));
+          sums.add(codes.odd, _mm512_shuffle_epi8(low, inputs.odd), _mm512_shuffle_epi8(high, inputs.odd));
         }
         const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums.sum()), half16(scales + 2 * kPanel * g));
         y = _mm512_fmadd_ps(scaled, _mm512_set1_ps(*x_scale), y);
       }
     }
   }
-  _mm512_storeu_ps(acc, y);
+  _mm512_storeu_ps(acc, kBits == 4 ? _mm512_mul_ps(y, _mm512_set1_ps(1 / kCodesTimes)) : y);
 }
 
 }  // namespace edgellm::EDGELLM_AVX512
