@@ -6,11 +6,14 @@
 // ahead. Two pages by turns and an address a line read 0.87, 0.93 and 0.77 of the bandwidth (dense 4 and 8 bits, 2:4 with
 // 4), four 0.95, 0.99 and 0.92 (an Intel server with AVX-512, two threads, by hand).
 //
-// Lines at one place in several pages share a set of the first cache. The twelve ways of Intel's with AVX-512 have room for
-// four pages at hand and four to come; the eight ways of most that have AVX2 alone have not, and are given the next page,
-// line by line: on two AMD cores (Zen 3) a token of SmolLM2 takes 0.91, 0.93 and 0.91 of the time it takes with four (4.25
-// bits, 8 bits, as stored; in turns, by hand). Fetching a tile's lines at once makes 8 bits 4 to 10 % slower.
+// Lines at one place in several pages share a set of the first cache. Twelve ways, which Intel's large cores have since Ice
+// Lake, have room for four pages at hand and four to come: there AVX2 kernels take 0.78 to 0.94 of the time that they take
+// with the next page, line by line (whole tokens of Qwen2.5-Coder-0.5B at 4 and 8 bits and 2:4, and of SmolLM2 as stored,
+// on an Intel server, in turns, by hand). Eight ways have not: on two AMD cores (Zen 3) the next page takes 0.91, 0.93 and
+// 0.91 of the time of four (SmolLM2 at 4.25 bits, 8 bits, as stored), and fetching a tile's lines at once makes 8 bits 4 to
+// 10 % slower. AVX-512 kernels fetch four everywhere; with eight ways (Skylake's, Zen 4's) they were not measured.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 namespace edgellm {
@@ -30,10 +33,19 @@ inline __attribute__((always_inline)) void fetch_four_pages(const uint8_t* at) {
   }
 }
 
-// For kBytes read at `at`, a few lines: the same of the next page.
+// Whether the first cache has room for four.
+extern const bool kFourPages;
+
+// For turn `turn` of a loop that reads kBytes, a few lines, at `at`: of four pages what some turns read, at the first of
+// them, or the same lines of the next page.
 template <int kBytes>
-inline __attribute__((always_inline)) void fetch_next_page(const uint8_t* at) {
-  for (uintptr_t i = 0; i < kBytes; i += kFetchedLine) __builtin_prefetch(at + kFetchedPage + i, 0, 3);
+inline __attribute__((always_inline)) void fetch_ahead(const uint8_t* at, int turn) {
+  constexpr int kTurns = std::max(1, int(4 * kFetchedLine) / kBytes);
+  if (kFourPages) {
+    if (turn % kTurns == 0) fetch_four_pages<kTurns * kBytes>(at);
+  } else {
+    for (uintptr_t i = 0; i < kBytes; i += kFetchedLine) __builtin_prefetch(at + kFetchedPage + i, 0, 3);
+  }
 }
 
 }  // namespace edgellm

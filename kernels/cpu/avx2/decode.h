@@ -113,7 +113,7 @@ void decode_panel(const Format& f, const uint8_t* panel, const Row& x, float* ac
         for (int block = 0; block < kInGroup; block += 2) {
           Block::run(codes, masks, q, a, b);
           Block::run(codes + Block::kBytes, masks + Block::kMasks, Block::kWide ? q : q + 4, c, d);
-          fetch_next_page<2 * (Block::kBytes + Block::kMasks)>(at_hand);
+          fetch_ahead<2 * (Block::kBytes + Block::kMasks)>(at_hand, block / 2);
           at_hand += 2 * (Block::kBytes + Block::kMasks);
           codes += 2 * Block::kBytes;
           masks += 2 * Block::kMasks;

@@ -29,7 +29,7 @@ inline __attribute__((always_inline)) void eight_quads(const uint8_t* codes, con
   const __m256i nibble = _mm256_set1_epi8(15);
   __m256i low_a = _mm256_setzero_si256(), low_b = low_a, high_a = low_a, high_b = low_a;
   unrolled<8>([&](auto quad) {
-    if constexpr (quad % 2 == 0) fetch_next_page<64>(codes + 32 * quad);
+    if constexpr (quad % 2 == 0) fetch_ahead<64>(codes + 32 * quad, quad / 2);
     const __m256i w = load(codes + 32 * quad), v = _mm256_and_si256(w, nibble);
     const __m256i u = _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble);
     const __m256i low = quad_of(x, quad), high = quad_of(x + kTile, quad);

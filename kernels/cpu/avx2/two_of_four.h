@@ -103,7 +103,7 @@ void decode_two_of_four(const Format& f, const uint8_t* panel, const Row& x, flo
         TwoOfFour<kBits> kernel;
         Sums sums;
         for (int eight = 0; eight < 2 / kGroups; ++eight, panel += 2 * kernel.kChunk)
-          fetch_next_page<2 * TwoOfFour<kBits>::kChunk>(panel), kernel.eight(panel, planes, 8 * (g + eight), sums);
+          fetch_ahead<2 * TwoOfFour<kBits>::kChunk>(panel, eight), kernel.eight(panel, planes, 8 * (g + eight), sums);
         kernel.finish(sums);
         const __m256i halves = _mm256_permute4x64_epi64(load(scales + 2 * kPanel * g), 0b11011000);
         const __m256 for_a = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
