@@ -18,34 +18,47 @@
 
 namespace edgellm {
 
-constexpr uintptr_t kFetchedLine = 64, kFetchedPage = 4096;
+constexpr uintptr_t kFetchedLine = 64, kFetchedPage = 4096, kStreams = 4;
+constexpr uintptr_t kGroup = kStreams * kFetchedLine, kPages = kStreams * kFetchedPage;
 
-// For kBytes read at `at`, to whole groups of four lines; what rounding leaves out the hardware brings. Inlined always:
-// sources of different instruction sets must not share one compiled copy. Past the end of a file nothing is read.
+// For the four lines at `from`: one of each of the next four pages. Inlined always: sources of different instruction sets
+// must not share one compiled copy. Nothing is read: the pages need not be there.
+inline __attribute__((always_inline)) void fetch_group(uintptr_t from) {
+  const uintptr_t to = (from / kPages + 1) * kPages + from % kPages / kGroup * kFetchedLine;
+  for (uintptr_t page = 0; page < kStreams; ++page)
+    __builtin_prefetch(reinterpret_cast<const void*>(to + page * kFetchedPage), 0, 3);
+}
+
+// For kBytes read at `at`, to whole groups of four lines; what rounding leaves out the hardware brings.
 template <int kBytes>
 inline __attribute__((always_inline)) void fetch_four_pages(const uint8_t* at) {
-  constexpr uintptr_t kStreams = 4, kGroup = kStreams * kFetchedLine, kPages = kStreams * kFetchedPage;
-  for (uintptr_t i = 0; i < (kBytes + kGroup / 2) / kGroup; ++i) {
-    const uintptr_t from = uintptr_t(at) + i * kGroup;
-    const uintptr_t to = (from / kPages + 1) * kPages + from % kPages / kGroup * kFetchedLine;
-    for (uintptr_t page = 0; page < kStreams; ++page)
-      __builtin_prefetch(reinterpret_cast<const void*>(to + page * kFetchedPage), 0, 3);
-  }
+  for (uintptr_t i = 0; i < (kBytes + kGroup / 2) / kGroup; ++i) fetch_group(uintptr_t(at) + i * kGroup);
 }
 
 // Whether the first cache has room for four.
 extern const bool kFourPages;
 
+inline __attribute__((always_inline)) void fetch_next_page(const uint8_t* at, int bytes) {
+  for (int i = 0; i < bytes; i += int(kFetchedLine)) __builtin_prefetch(at + kFetchedPage + i, 0, 3);
+}
+
 // For turn `turn` of a loop that reads kBytes, a few lines, at `at`: of four pages what some turns read, at the first of
 // them, or the same lines of the next page.
 template <int kBytes>
 inline __attribute__((always_inline)) void fetch_ahead(const uint8_t* at, int turn) {
-  constexpr int kTurns = std::max(1, int(4 * kFetchedLine) / kBytes);
-  if (kFourPages) {
-    if (turn % kTurns == 0) fetch_four_pages<kTurns * kBytes>(at);
-  } else {
-    for (uintptr_t i = 0; i < kBytes; i += kFetchedLine) __builtin_prefetch(at + kFetchedPage + i, 0, 3);
-  }
+  constexpr int kTurns = std::max(1, int(kGroup) / kBytes);
+  if (!kFourPages) return fetch_next_page(at, kBytes);
+  if (turn % kTurns == 0) fetch_four_pages<kTurns * kBytes>(at);
+}
+
+// For `bytes` read at `at`, wherever groups begin: each that begins in them.
+inline __attribute__((always_inline)) void fetch_four_pages(const void* at, int64_t bytes) {
+  const uintptr_t end = uintptr_t(at) + uintptr_t(bytes);
+  for (uintptr_t from = (uintptr_t(at) + kGroup - 1) / kGroup * kGroup; from < end; from += kGroup) fetch_group(from);
+}
+inline __attribute__((always_inline)) void fetch_ahead(const void* at, int64_t bytes) {
+  if (kFourPages) return fetch_four_pages(at, bytes);
+  fetch_next_page(static_cast<const uint8_t*>(at), int(bytes));
 }
 
 }  // namespace edgellm

@@ -14,19 +14,13 @@
 #include <cmath>
 #include <vector>
 
-#include "kernels/cpu/attend.h"
+#include "kernels/cpu/cached_head.h"
 #include "kernels/cpu/hadamard.h"
-#include "kernels/cpu/isa.h"
-#include "kernels/cpu/kv_row.h"
 #include "kernels/cpu/partial.h"
 #include "kernels/cpu/score.h"
 
 namespace edgellm {
 
-// Slots between two looks at the running maximum: few enough that what is fetched next stays in cache until it is read,
-// and that floats made of them, of 64 dimensions, stay in L1.
-constexpr int64_t kBlock = 64;
-constexpr int64_t kUnwidened = 8;  // rows that read halves; more share keys and values that were widened once
 constexpr int64_t kSegment = 512;  // slots a task of decoding
 
 // What one task works on: tokens [first, first + tokens) and query heads [lead, lead + width) of all; these share KV head
@@ -60,77 +54,37 @@ struct Task {
     }
   }
 
-  // paid: keeps the weights that votes need; null: there are none.
+  // Slots [begin, end), kSegment at most. paid: keeps the weights that votes need; null: there are none.
+  //
+  // Few rows go over all keys before the values: memory is then read in two long runs, whose pages can be fetched ahead
+  // (ahead.h); block by block keys and values took turns every two pages of 64 dimensions. Many rows' logits of so many
+  // slots would not fit the cache.
   void segment(const float* q, int64_t begin, int64_t end, Partial& out, Paid* paid, const Isa& isa) const {
-    static thread_local std::vector<float> wide, s;  // grow to the largest once, then stay
-    const int dim = int(a.head_dim), stride = int(kBlock), count = int(rows());
-    const bool few = rows() <= kUnwidened;
-    if (!few) wide.resize(size_t(kBlock * dim));
-    s.resize(size_t(rows() * kBlock));
-    for (int64_t from = begin; from < end; from += kBlock) {
-      const int64_t n = std::min(kBlock, end - from);
-      if (a.window && !near(from, n)) continue;
-      each_run(from, n, [&](int64_t at, int size) {
-        const uint8_t *keys = slot(cache.key, from + at), *next = slot(cache.value, from + at);
-        if (!few)
-          widen(keys, size, wide.data(), isa), isa.scores(q, count, wide.data(), size, dim, s.data() + at, stride);
-        else if (cache.int8)
-          isa.scores_int8(q, count, reinterpret_cast<const int8_t*>(keys), size, dim, s.data() + at, stride, next);
-        else
-          isa.scores_half(q, count, reinterpret_cast<const uint16_t*>(keys), size, dim, s.data() + at, stride, next);
-        if (cache.int8) times_scales(keys, size, s.data() + at);
-      });
-      for (int64_t row = 0; row < rows(); ++row) {
-        weigh(row, from, n, &s[size_t(row * kBlock)], out, isa);
-        if (paid) paid->keep(row, from, n, &s[size_t(row * kBlock)], out.most[size_t(row)]);
+    static thread_local std::vector<float> s;  // grows to the largest once, then stays
+    const int64_t span = rows() <= kUnwidened ? kSegment : kBlock;
+    const CachedHead cached{cache, seen, head, int(a.head_dim), isa};
+    s.resize(size_t(rows() * span));
+    const auto each_block = [&](int64_t first, auto body) {
+      for (int64_t from = first; from < std::min(end, first + span); from += kBlock) {
+        const int64_t n = std::min(kBlock, end - from);
+        if (!a.window || near(from, n)) body(from, n, &s[size_t(from - first)]);
       }
-      each_run(from, n, [&](int64_t at, int size) {
-        const uint8_t *values = slot(cache.value, from + at), *next = after(from + n, at);
-        if (cache.int8) times_scales(values, size, s.data() + at);
-        if (!few)
-          widen(values, size, wide.data(), isa), isa.mix(s.data() + at, stride, count, wide.data(), size, dim, out.y.data());
-        else if (cache.int8)
-          isa.mix_int8(s.data() + at, stride, count, reinterpret_cast<const int8_t*>(values), size, dim, out.y.data(), next);
-        else
-          isa.mix_half(s.data() + at, stride, count, reinterpret_cast<const uint16_t*>(values), size, dim, out.y.data(), next);
+    };
+    for (int64_t first = begin; first < end; first += span) {
+      each_block(first, [&](int64_t from, int64_t n, float* block) {
+        cached.score(q, int(rows()), from, n, block, int(span));
+      });
+      each_block(first, [&](int64_t from, int64_t n, float* block) {
+        for (int64_t row = 0; row < rows(); ++row) {
+          weigh(row, from, n, block + row * span, out, isa);
+          if (paid) paid->keep(row, from, n, block + row * span, out.most[size_t(row)]);
+        }
+        cached.mix(block, int(rows()), from, n, out.y.data(), int(span));
       });
     }
   }
 
  private:
-  // Where slot i of those seen lies in key or value.
-  const uint8_t* slot(void* buffer, int64_t i) const { return cache.row(buffer, head, seen.slot(i), a.head_dim); }
-
-  // Keys that are read once slots before i are done with, from the at-th on: this head's, else the next's; null: none.
-  const uint8_t* after(int64_t i, int64_t at) const {
-    if (i < seen.slots()) return slot(cache.key, i + at);
-    return head + 1 < a.kv_heads ? cache.row(cache.key, head + 1, at, a.head_dim) : nullptr;
-  }
-
-  // body(first, count) for the runs of n slots from `from` on that lie side by side, as committed and staged ones each do.
-  template <typename Body>
-  void each_run(int64_t from, int64_t n, Body body) const {
-    const int64_t split = std::max<int64_t>(0, std::min(n, seen.committed - from));
-    if (split) body(0, int(split));
-    if (split < n) body(split, int(n - split));
-  }
-
-  // Slots side by side as floats, codes without their scales.
-  void widen(const uint8_t* rows, int count, float* to, const Isa& isa) const {
-    const int dim = int(a.head_dim);
-    if (!cache.int8) return isa.from_half(reinterpret_cast<const uint16_t*>(rows), to, count * dim);
-    for (int j = 0; j < count; ++j, rows += cache.row_bytes(dim))
-      isa.from_int8(reinterpret_cast<const int8_t*>(rows), to + j * dim, dim);
-  }
-
-  // All rows of s times the scales of n slots side by side, which products of codes lack.
-  void times_scales(const uint8_t* slots, int n, float* s) const {
-    float scale[kBlock];
-    for (int j = 0; j < n; ++j, slots += cache.row_bytes(a.head_dim)) scale[j] = scale_of(slots, a.head_dim);
-    for (int64_t row = 0; row < rows(); ++row, s += kBlock)
-      for (int j = 0; j < n; ++j) s[j] *= scale[j];
-  }
-
   int64_t oldest(int64_t t) const { return run.positions[t] - a.window + 1; }
 
   // Whether any token of the task sees any of these slots.

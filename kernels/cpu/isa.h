@@ -74,13 +74,13 @@ struct Isa {
   // the largest of s;  s[j] = exp(s[j] - most), and their sum. q, y [rows][dim], key, value [n][dim]; s and p are `stride` apart.
   void (*scores)(const float* q, int rows, const float* key, int n, int dim, float* s, int stride);
   void (*mix)(const float* p, int stride, int rows, const float* value, int n, int dim, float* y);
-  // The same of key and value in half precision, to the same bits: few rows do not pay for widening them first. What lies
-  // at `next`, as many bytes as are read, is fetched meanwhile (fetch_next.h); null: nothing is.
-  void (*scores_half)(const float* q, int rows, const uint16_t* key, int n, int dim, float* s, int stride, const void* next);
-  void (*mix_half)(const float* p, int stride, int rows, const uint16_t* value, int n, int dim, float* y, const void* next);
+  // The same of key and value in half precision, to the same bits: few rows do not pay for widening them first. What comes
+  // behind them in memory is fetched meanwhile (ahead.h).
+  void (*scores_half)(const float* q, int rows, const uint16_t* key, int n, int dim, float* s, int stride);
+  void (*mix_half)(const float* p, int stride, int rows, const uint16_t* value, int n, int dim, float* y);
   // The same of int8 codes, slots pitch<int8_t>(dim) apart; their scales are left to the caller.
-  void (*scores_int8)(const float* q, int rows, const int8_t* key, int n, int dim, float* s, int stride, const void* next);
-  void (*mix_int8)(const float* p, int stride, int rows, const int8_t* value, int n, int dim, float* y, const void* next);
+  void (*scores_int8)(const float* q, int rows, const int8_t* key, int n, int dim, float* s, int stride);
+  void (*mix_int8)(const float* p, int stride, int rows, const int8_t* value, int n, int dim, float* y);
   float (*largest)(const float* s, int n);
   float (*exponentials)(float* s, int n, float most);
 

@@ -129,7 +129,7 @@ float widened(uint16_t x) { return half_to_float(x); }
 float widened(int8_t x) { return x; }
 
 template <typename T>
-void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride, const void*) {
+void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride) {
   for (int row = 0; row < rows; ++row)
     for (int j = 0; j < n; ++j) {
       float sum = 0;
@@ -139,18 +139,10 @@ void scores(const float* q, int rows, const T* key, int n, int dim, float* s, in
 }
 
 template <typename T>
-void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y, const void*) {
+void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y) {
   for (int row = 0; row < rows; ++row)
     for (int j = 0; j < n; ++j)
       for (int i = 0; i < dim; ++i) y[row * dim + i] += p[row * stride + j] * widened(value[j * pitch<T>(dim) + i]);
-}
-
-void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride) {
-  scores(q, rows, key, n, dim, s, stride, nullptr);
-}
-
-void mix(const float* p, int stride, int rows, const float* value, int n, int dim, float* y) {
-  mix(p, stride, rows, value, n, dim, y, nullptr);
 }
 
 float largest(const float* s, int n) {
@@ -190,7 +182,7 @@ void from_int8(const int8_t* x, float* y, int n) {
 
 }  // namespace
 
-const Isa kPortable = {"portable",   decoder, arrange,       unpack, accumulate, quantize, scores, mix,
+const Isa kPortable = {"portable",   decoder, arrange,       unpack, accumulate, quantize, scores<float>, mix<float>,
                        scores<uint16_t>, mix<uint16_t>, scores<int8_t>, mix<int8_t>, largest, exponentials,
                        silu, gelu_tanh, to_half, from_half, from_int8, to_floats<true>, to_floats<false>};
 

@@ -1,7 +1,6 @@
 // Reading keys and values with AVX2: floats, halves or the int8 codes of a cache, as floats.
 #pragma once
 #include "kernels/cpu/avx2/vectors.h"
-#include "kernels/cpu/fetch_next.h"
 
 namespace edgellm::EDGELLM_AVX2 {
 

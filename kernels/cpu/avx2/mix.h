@@ -8,13 +8,13 @@ namespace edgellm::EDGELLM_AVX2 {
 
 // kRows rows by 8 * kWide dimensions in registers.
 template <int kRows, int kWide, typename T>
-void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, FetchNext next, int at) {
+void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, bool ahead) {
   __m256 sum[kRows][kWide];
   unrolled<kRows>([&](auto row) {
     unrolled<kWide>([&](auto i) { sum[row][i] = _mm256_loadu_ps(y + row * dim + 8 * i); });
   });
   for (int j = 0; j < n; ++j) {
-    if constexpr (kOfCache<T>) next.fetch(at + j);
+    if (kOfCache<T> && ahead) fetch_ahead(value + j * pitch<T>(dim), slots_bytes<T>(1, dim));
     __m256 weight[kRows];
     unrolled<kRows>([&](auto row) { weight[row] = _mm256_broadcast_ss(p + row * stride + j); });
     unrolled<kWide>([&](auto i) {
@@ -31,11 +31,11 @@ void mix_tile(const float* p, int stride, const T* value, int n, int dim, float*
 constexpr int wide(int rows) { return rows > 3 ? 2 : 4; }
 
 template <int kRows, typename T>
-void mix_rows(const float* p, int stride, const T* value, int n, int dim, float* y, FetchNext next, int at) {
+void mix_rows(const float* p, int stride, const T* value, int n, int dim, float* y, bool ahead) {
   constexpr int kWide = wide(kRows);
   int i = 0;
-  for (; i + 8 * kWide <= dim; i += 8 * kWide, at += n) mix_tile<kRows, kWide>(p, stride, value + i, n, dim, y + i, next, at);
-  for (; i + 8 <= dim; i += 8, at += n) mix_tile<kRows, 1>(p, stride, value + i, n, dim, y + i, next, at);
+  for (; i + 8 * kWide <= dim; i += 8 * kWide) mix_tile<kRows, kWide>(p, stride, value + i, n, dim, y + i, ahead && i == 0);
+  for (; i + 8 <= dim; i += 8) mix_tile<kRows, 1>(p, stride, value + i, n, dim, y + i, ahead && i == 0);
   for (; i < dim; ++i)
     for (int row = 0; row < kRows; ++row)
       for (int j = 0; j < n; ++j) y[row * dim + i] += p[row * stride + j] * load1(value + j * pitch<T>(dim) + i);
@@ -46,20 +46,10 @@ template <typename T>
 constexpr int kMixRows = sizeof(T) == sizeof(float) ? 3 : 4;
 
 template <typename T>
-void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y, const void* next) {
+void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y) {
   constexpr decltype(&mix_rows<1, T>) kSome[] = {nullptr, mix_rows<1, T>, mix_rows<2, T>, mix_rows<3, T>, mix_rows<4, T>};
-  auto steps = [&](int count) { return n * (dim / (8 * wide(count)) + dim % (8 * wide(count)) / 8); };
-  int all = 0, at = 0;
-  for (int row = 0; row < rows; row += kMixRows<T>) all += steps(std::min(rows - row, kMixRows<T>));
-  const FetchNext fetch_next(next, slots_bytes<T>(n, dim), all);
-  for (int row = 0, some; row < rows; row += some, at += steps(some)) {
-    some = std::min(rows - row, kMixRows<T>);
-    kSome[some](p + row * stride, stride, value, n, dim, y + row * dim, fetch_next, at);
-  }
-}
-
-inline void mix(const float* p, int stride, int rows, const float* value, int n, int dim, float* y) {
-  mix<float>(p, stride, rows, value, n, dim, y, nullptr);
+  for (int row = 0; row < rows; row += kMixRows<T>)
+    kSome[std::min(rows - row, kMixRows<T>)](p + row * stride, stride, value, n, dim, y + row * dim, row == 0);
 }
 
 }  // namespace edgellm::EDGELLM_AVX2

@@ -21,13 +21,11 @@ inline __m256 eight_sums(const __m256 (&a)[8]) {
 
 // Rows by four, two or one slots in registers: 7 by 2 sums and the keys fill them; one or two rows need four slots to
 // have work while a sum is on its way. T: float, uint16_t for half precision, or int8_t. Every sum has the same order
-// whatever the tile. Inputs from dim / 8 * 8 on are left. next: fetched from step `at` on, one a slot.
+// whatever the tile. Inputs from dim / 8 * 8 on are left.
 template <int kRows, int kSlots, typename T>
-inline __attribute__((always_inline)) void scores_tile(const float* q, const T* key, int dim, float* s, int stride,
-                                                       FetchNext next, int at) {
+inline __attribute__((always_inline)) void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
   __m256 sum[kSlots][8];
   unrolled<8>([&](auto row) { unrolled<kSlots>([&](auto j) { sum[j][row] = _mm256_setzero_ps(); }); });
-  if constexpr (kOfCache<T>) unrolled<kSlots>([&](auto j) { next.fetch(at + j); });
   for (int i = 0; i + 8 <= dim; i += 8) {
     if constexpr (kRows * kSlots == 12) {  // the sums leave no room for four keys: one after the other, rows from memory
       unrolled<kSlots>([&](auto j) {
@@ -66,14 +64,16 @@ inline __attribute__((always_inline)) void scores_tile(const float* q, const T* 
 // q [rows][dim]; dim is at most kWideDim where there are several. Rows at the same place would fall on the same banks of
 // L1 and be read one a cycle: eights of all rows are put side by side.
 template <int kRows, typename T>
-void scores_rows(const float* q, const T* key, int n, int dim, float* s, int stride, FetchNext next, int at) {
+void scores_rows(const float* q, const T* key, int n, int dim, float* s, int stride, bool ahead) {
   alignas(32) float eights[kRows > 1 ? kRows * kWideDim : 8];
   const float* x = kRows > 1 ? eights : q;
   for (int i = 0; kRows > 1 && i + 8 <= dim; i += 8)
     for (int row = 0; row < kRows; ++row) _mm256_store_ps(eights + kRows * i + 8 * row, _mm256_loadu_ps(q + row * dim + i));
   int j = 0;
   auto tile = [&](auto slots) __attribute__((always_inline)) {
-    scores_tile<kRows, slots()>(x, key + j * pitch<T>(dim), dim, s + j, stride, next, at + j);
+    const T* some = key + j * pitch<T>(dim);
+    if (kOfCache<T> && ahead) fetch_ahead(some, slots_bytes<T>(slots, dim));
+    scores_tile<kRows, slots()>(x, some, dim, s + j, stride);
   };
   for (; kRows <= 3 && j + 4 <= n; j += 4) tile(std::integral_constant<int, 4>());
   for (; j + 2 <= n; j += 2) tile(std::integral_constant<int, 2>());
@@ -86,7 +86,7 @@ void scores_rows(const float* q, const T* key, int n, int dim, float* s, int str
 constexpr int kScoresRows = 7;  // at once
 
 template <typename T>
-void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride, const void* next) {
+void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride) {
   constexpr decltype(&scores_rows<1, T>) kSome[] = {nullptr, scores_rows<1, T>, scores_rows<2, T>, scores_rows<3, T>,
                                                     scores_rows<4, T>, scores_rows<5, T>, scores_rows<6, T>, scores_rows<7, T>};
   if constexpr (sizeof(T) == sizeof(float)) {
@@ -96,13 +96,8 @@ void scores(const float* q, int rows, const T* key, int n, int dim, float* s, in
     }
   }
   const int at_once = dim > kWideDim ? 1 : kScoresRows;
-  const FetchNext fetch_next(next, slots_bytes<T>(n, dim), n * ((rows + at_once - 1) / at_once));
   for (int row = 0; row < rows; row += at_once)
-    kSome[std::min(rows - row, at_once)](q + row * dim, key, n, dim, s + row * stride, stride, fetch_next, row / at_once * n);
-}
-
-inline void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride) {
-  scores<float>(q, rows, key, n, dim, s, stride, nullptr);
+    kSome[std::min(rows - row, at_once)](q + row * dim, key, n, dim, s + row * stride, stride, row == 0);
 }
 
 }  // namespace edgellm::EDGELLM_AVX2

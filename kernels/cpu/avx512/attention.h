@@ -3,7 +3,6 @@
 #include <type_traits>
 
 #include "kernels/cpu/avx512/quantize.h"
-#include "kernels/cpu/fetch_next.h"
 
 namespace edgellm::EDGELLM_AVX512 {
 
@@ -19,9 +18,6 @@ void for_rows(int rows, Each each) {
   if (rows - row == 2) each(row, std::integral_constant<int, 2>());
   if (rows - row == 1) each(row, std::integral_constant<int, 1>());
 }
-
-// How often it does.
-inline int runs(int rows) { return (rows + kRowsAtOnce - 1) / kRowsAtOnce; }
 
 // The four sums of a, b, c and d.
 inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {
@@ -41,14 +37,13 @@ inline __m512 read(const int8_t* x, __mmask16 here) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(here, x)));
 }
 
-// kRows rows by kSlots (4 or 1) slots in registers; T: float, or uint16_t for half precision. Every sum has the same
-// order whatever the tile. next: fetched from step `at` on, one a slot.
+// kRows rows by kSlots (4 or 1) slots in registers; T: float, uint16_t for half precision, or int8_t. Every sum has the
+// same order whatever the tile.
 template <int kRows, int kSlots, typename T>
-void scores_tile(const float* q, const T* key, int dim, float* s, int stride, FetchNext next, int at) {
+void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
   __m512 sum[kRows][kSlots];
   unrolled<kRows>([&](auto row) { unrolled<kSlots>([&](auto j) { sum[row][j] = _mm512_setzero_ps(); }); });
   auto sixteen = [&](int i, __mmask16 here) __attribute__((always_inline)) {
-    if (kOfCache<T> && i < 16 * kSlots) next.fetch(at + i / 16);
     __m512 x[kRows];
     unrolled<kRows>([&](auto row) { x[row] = read(q + row * dim + i, here); });
     unrolled<kSlots>([&](auto j) {
@@ -56,10 +51,13 @@ void scores_tile(const float* q, const T* key, int dim, float* s, int stride, Fe
       unrolled<kRows>([&](auto row) { sum[row][j] = _mm512_fmadd_ps(x[row], k, sum[row][j]); });
     });
   };
-  int i = 0;
-  for (; i + 16 <= dim; i += 16) sixteen(i, kAll);
-  if (i < dim) sixteen(i, some(i, dim));
-  for (int left = (dim + 15) / 16; kOfCache<T> && left < kSlots; ++left) next.fetch(at + left);
+  if (dim == 64) {  // the most common
+    unrolled<4>([&](auto i) { sixteen(16 * i, kAll); });
+  } else {
+    int i = 0;
+    for (; i + 16 <= dim; i += 16) sixteen(i, kAll);
+    if (i < dim) sixteen(i, some(i, dim));
+  }
   unrolled<kRows>([&](auto row) {
     constexpr int kMore = kSlots == 4;
     const __m128 four = sums(sum[row][0], sum[row][kMore], sum[row][2 * kMore], sum[row][3 * kMore]);
@@ -71,31 +69,30 @@ void scores_tile(const float* q, const T* key, int dim, float* s, int stride, Fe
 }
 
 template <typename T>
-void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride, const void* next) {
-  const FetchNext fetch_next(next, slots_bytes<T>(n, dim), n * runs(rows));
+void scores(const float* q, int rows, const T* key, int n, int dim, float* s, int stride) {
   for_rows(rows, [&](int row, auto count) {
     const float* x = q + row * dim;
     float* to = s + row * stride;
-    int j = 0, at = row / kRowsAtOnce * n;
-    for (; j + 4 <= n; j += 4) scores_tile<count(), 4>(x, key + j * pitch<T>(dim), dim, to + j, stride, fetch_next, at + j);
-    for (; j < n; ++j) scores_tile<count(), 1>(x, key + j * pitch<T>(dim), dim, to + j, stride, fetch_next, at + j);
+    int j = 0;
+    for (; j + 4 <= n; j += 4) {
+      const T* four = key + j * pitch<T>(dim);
+      if (kOfCache<T> && row == 0) fetch_four_pages(four, slots_bytes<T>(4, dim));
+      scores_tile<count(), 4>(x, four, dim, to + j, stride);
+    }
+    for (; j < n; ++j) scores_tile<count(), 1>(x, key + j * pitch<T>(dim), dim, to + j, stride);
   });
-}
-
-inline void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride) {
-  scores<float>(q, rows, key, n, dim, s, stride, nullptr);
 }
 
 // kRows rows by 16 * kWide dimensions in registers; `last` are the lanes of the last sixteen.
 template <int kRows, int kWide, typename T>
-void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, __mmask16 last, FetchNext next, int at) {
+void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, __mmask16 last, bool ahead) {
   auto lanes = [=](int i) { return i == kWide - 1 ? last : kAll; };
   __m512 sum[kRows][kWide];
   unrolled<kRows>([&](auto row) {
     unrolled<kWide>([&](auto i) { sum[row][i] = read(y + row * dim + 16 * i, lanes(i)); });
   });
   for (int j = 0; j < n; ++j) {
-    if constexpr (kOfCache<T>) next.fetch(at + j);
+    if (kOfCache<T> && ahead && j % 4 == 0) fetch_four_pages(value + j * pitch<T>(dim), slots_bytes<T>(4, dim));
     __m512 weight[kRows];
     unrolled<kRows>([&](auto row) { weight[row] = _mm512_set1_ps(p[row * stride + j]); });
     unrolled<kWide>([&](auto i) {
@@ -109,22 +106,16 @@ void mix_tile(const float* p, int stride, const T* value, int n, int dim, float*
 }
 
 template <typename T>
-void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y, const void* next) {
-  const FetchNext fetch_next(next, slots_bytes<T>(n, dim), n * runs(rows) * (dim / 64 + (dim % 64 + 15) / 16));
-  int at = 0;
+void mix(const float* p, int stride, int rows, const T* value, int n, int dim, float* y) {
   for_rows(rows, [&](int row, auto count) {
     const float* weight = p + row * stride;
     float* to = y + row * dim;
     int i = 0;
-    for (; i + 64 <= dim; i += 64, at += n)
-      mix_tile<count(), 4>(weight, stride, value + i, n, dim, to + i, kAll, fetch_next, at);
-    for (; i < dim; i += 16, at += n)
-      mix_tile<count(), 1>(weight, stride, value + i, n, dim, to + i, some(i, dim), fetch_next, at);
+    for (; i + 64 <= dim; i += 64)
+      mix_tile<count(), 4>(weight, stride, value + i, n, dim, to + i, kAll, row == 0 && i == 0);
+    for (; i < dim; i += 16)
+      mix_tile<count(), 1>(weight, stride, value + i, n, dim, to + i, some(i, dim), row == 0 && i == 0);
   });
-}
-
-inline void mix(const float* p, int stride, int rows, const float* value, int n, int dim, float* y) {
-  mix<float>(p, stride, rows, value, n, dim, y, nullptr);
 }
 
 inline void from_int8(const int8_t* x, float* y, int n) {

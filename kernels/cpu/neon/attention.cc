@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/cpu/fetch_next.h"
 #include "kernels/cpu/neon/neon.h"
 #include "kernels/cpu/neon/repeat.h"
 
@@ -45,10 +44,8 @@ float load1(const int8_t* x) { return *x; }
 float load1(const uint16_t* x) { return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(*x))), 0); }
 
 // kRows rows by kSlots slots in registers; T: float, or uint16_t for half precision. Every sum has the same order whatever the tile.
-// next: fetched from step `at` on, one a slot.
 template <int kRows, int kSlots, typename T>
-void scores_tile(const float* q, const T* key, int dim, float* s, int stride, FetchNext next, int at) {
-  if constexpr (kOfCache<T>) repeat<kSlots>([&](int j) { next.fetch(at + j); });
+void scores_tile(const float* q, const T* key, int dim, float* s, int stride) {
   float32x4_t sum[kRows * kSlots];
   repeat<kRows * kSlots>([&](int i) { sum[i] = vdupq_n_f32(0); });
   int i = 0;
@@ -66,23 +63,33 @@ void scores_tile(const float* q, const T* key, int dim, float* s, int stride, Fe
       for (int j = 0; j < kSlots; ++j) s[row * stride + j] += q[row * dim + i] * load1(key + j * pitch<T>(dim) + i);
 }
 
+// Bytes of the cache read at `at`, once by a loop: what it reads later is fetched.
+template <typename T>
+void fetch_ahead(const T* at, int64_t bytes) {
+  const auto* later = reinterpret_cast<const uint8_t*>(at) + kAhead;
+  for (int64_t i = 0; kOfCache<T> && i < bytes; i += 64) __builtin_prefetch(later + i);
+}
+
 // Eight sums at least: a multiply-add takes four cycles, and two start in each.
 template <int kRows, typename T>
-void scores_rows(const float* q, const T* key, int n, int dim, float* s, int stride, FetchNext next, int at) {
+void scores_rows(const float* q, const T* key, int n, int dim, float* s, int stride, bool ahead) {
   constexpr int kSlots = kRows == 1 ? 8 : 4;
   int j = 0;
-  for (; j + kSlots <= n; j += kSlots)
-    scores_tile<kRows, kSlots>(q, key + j * pitch<T>(dim), dim, s + j, stride, next, at + j);
-  for (; j < n; ++j) scores_tile<kRows, 1>(q, key + j * pitch<T>(dim), dim, s + j, stride, next, at + j);
+  for (; j + kSlots <= n; j += kSlots) {
+    const T* some = key + j * pitch<T>(dim);
+    if (ahead) fetch_ahead(some, slots_bytes<T>(kSlots, dim));
+    scores_tile<kRows, kSlots>(q, some, dim, s + j, stride);
+  }
+  for (; j < n; ++j) scores_tile<kRows, 1>(q, key + j * pitch<T>(dim), dim, s + j, stride);
 }
 
 // kRows rows by 4 * kWide dimensions in registers.
 template <int kRows, int kWide, typename T>
-void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, FetchNext next, int at) {
+void mix_tile(const float* p, int stride, const T* value, int n, int dim, float* y, bool ahead) {
   float32x4_t sum[kRows * kWide];
   repeat<kRows * kWide>([&](int i) { sum[i] = vld1q_f32(y + i / kWide * dim + i % kWide * 4); });
   for (int j = 0; j < n; ++j) {
-    if constexpr (kOfCache<T>) next.fetch(at + j);
+    if (ahead) fetch_ahead(value + j * pitch<T>(dim), slots_bytes<T>(1, dim));
     repeat<kWide>([&](int i) {
       const float32x4_t v = load4(value + j * pitch<T>(dim) + 4 * i);
       repeat<kRows>([&](int row) { sum[row * kWide + i] = vfmaq_n_f32(sum[row * kWide + i], v, p[row * stride + j]); });
@@ -95,57 +102,50 @@ void mix_tile(const float* p, int stride, const T* value, int n, int dim, float*
 constexpr int wide(int rows) { return rows == 1 ? 8 : 4; }
 
 template <int kRows, typename T>
-void mix_rows(const float* p, int stride, const T* value, int n, int dim, float* y, FetchNext next, int at) {
+void mix_rows(const float* p, int stride, const T* value, int n, int dim, float* y, bool ahead) {
   constexpr int kWide = wide(kRows);
   int i = 0;
-  for (; i + 4 * kWide <= dim; i += 4 * kWide, at += n) mix_tile<kRows, kWide>(p, stride, value + i, n, dim, y + i, next, at);
-  for (; i + 4 <= dim; i += 4, at += n) mix_tile<kRows, 1>(p, stride, value + i, n, dim, y + i, next, at);
+  for (; i + 4 * kWide <= dim; i += 4 * kWide) mix_tile<kRows, kWide>(p, stride, value + i, n, dim, y + i, ahead && i == 0);
+  for (; i + 4 <= dim; i += 4) mix_tile<kRows, 1>(p, stride, value + i, n, dim, y + i, ahead && i == 0);
   for (; i < dim; ++i)
     for (int row = 0; row < kRows; ++row)
       for (int j = 0; j < n; ++j) y[row * dim + i] += p[row * stride + j] * load1(value + j * pitch<T>(dim) + i);
 }
 
 template <typename T>
-void scores_of(const float* q, int rows, const T* key, int n, int dim, float* s, int stride, const void* next) {
+void scores_of(const float* q, int rows, const T* key, int n, int dim, float* s, int stride) {
   constexpr decltype(&scores_rows<1, T>) kSome[] = {nullptr, scores_rows<1, T>, scores_rows<2, T>, scores_rows<3, T>,
                                                     scores_rows<4, T>};
-  const FetchNext fetch_next(next, slots_bytes<T>(n, dim), n * ((rows + kMost - 1) / kMost));
   for (int row = 0; row < rows; row += kMost)
-    kSome[std::min(kMost, rows - row)](q + row * dim, key, n, dim, s + row * stride, stride, fetch_next, row / kMost * n);
+    kSome[std::min(kMost, rows - row)](q + row * dim, key, n, dim, s + row * stride, stride, row == 0);
 }
 
 template <typename T>
-void mix_of(const float* p, int stride, int rows, const T* value, int n, int dim, float* y, const void* next) {
+void mix_of(const float* p, int stride, int rows, const T* value, int n, int dim, float* y) {
   constexpr decltype(&mix_rows<1, T>) kSome[] = {nullptr, mix_rows<1, T>, mix_rows<2, T>, mix_rows<3, T>, mix_rows<4, T>};
-  auto steps = [&](int count) { return n * (dim / (4 * wide(count)) + dim % (4 * wide(count)) / 4); };
-  int all = 0, at = 0;
-  for (int row = 0; row < rows; row += kMost) all += steps(std::min(kMost, rows - row));
-  const FetchNext fetch_next(next, slots_bytes<T>(n, dim), all);
-  for (int row = 0, some; row < rows; row += some, at += steps(some)) {
-    some = std::min(kMost, rows - row);
-    kSome[some](p + row * stride, stride, value, n, dim, y + row * dim, fetch_next, at);
-  }
+  for (int row = 0; row < rows; row += kMost)
+    kSome[std::min(kMost, rows - row)](p + row * stride, stride, value, n, dim, y + row * dim, row == 0);
 }
 
 }  // namespace
 
 void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride) {
-  scores_of(q, rows, key, n, dim, s, stride, nullptr);
+  scores_of(q, rows, key, n, dim, s, stride);
 }
 void mix(const float* p, int stride, int rows, const float* value, int n, int dim, float* y) {
-  mix_of(p, stride, rows, value, n, dim, y, nullptr);
+  mix_of(p, stride, rows, value, n, dim, y);
 }
-void scores_half(const float* q, int rows, const uint16_t* key, int n, int dim, float* s, int stride, const void* next) {
-  scores_of(q, rows, key, n, dim, s, stride, next);
+void scores_half(const float* q, int rows, const uint16_t* key, int n, int dim, float* s, int stride) {
+  scores_of(q, rows, key, n, dim, s, stride);
 }
-void mix_half(const float* p, int stride, int rows, const uint16_t* value, int n, int dim, float* y, const void* next) {
-  mix_of(p, stride, rows, value, n, dim, y, next);
+void mix_half(const float* p, int stride, int rows, const uint16_t* value, int n, int dim, float* y) {
+  mix_of(p, stride, rows, value, n, dim, y);
 }
-void scores_int8(const float* q, int rows, const int8_t* key, int n, int dim, float* s, int stride, const void* next) {
-  scores_of(q, rows, key, n, dim, s, stride, next);
+void scores_int8(const float* q, int rows, const int8_t* key, int n, int dim, float* s, int stride) {
+  scores_of(q, rows, key, n, dim, s, stride);
 }
-void mix_int8(const float* p, int stride, int rows, const int8_t* value, int n, int dim, float* y, const void* next) {
-  mix_of(p, stride, rows, value, n, dim, y, next);
+void mix_int8(const float* p, int stride, int rows, const int8_t* value, int n, int dim, float* y) {
+  mix_of(p, stride, rows, value, n, dim, y);
 }
 void from_int8(const int8_t* x, float* y, int n) {
   int i = 0;

@@ -9,6 +9,7 @@
 namespace edgellm::neon {
 
 constexpr int kRowBytes = 2 * kTile;  // of one row's tile: both planes
+constexpr int kAhead = 2048;          // bytes: hardware prefetchers may stop at a page's end
 
 Decode decoder(const Format& f);
 void arrange(const Format& f, int16_t* q);
@@ -24,10 +25,10 @@ void from_int8(const int8_t* x, float* y, int n);
 
 void scores(const float* q, int rows, const float* key, int n, int dim, float* s, int stride);
 void mix(const float* p, int stride, int rows, const float* value, int n, int dim, float* y);
-void scores_half(const float* q, int rows, const uint16_t* key, int n, int dim, float* s, int stride, const void* next);
-void mix_half(const float* p, int stride, int rows, const uint16_t* value, int n, int dim, float* y, const void* next);
-void scores_int8(const float* q, int rows, const int8_t* key, int n, int dim, float* s, int stride, const void* next);
-void mix_int8(const float* p, int stride, int rows, const int8_t* value, int n, int dim, float* y, const void* next);
+void scores_half(const float* q, int rows, const uint16_t* key, int n, int dim, float* s, int stride);
+void mix_half(const float* p, int stride, int rows, const uint16_t* value, int n, int dim, float* y);
+void scores_int8(const float* q, int rows, const int8_t* key, int n, int dim, float* s, int stride);
+void mix_int8(const float* p, int stride, int rows, const int8_t* value, int n, int dim, float* y);
 float largest(const float* s, int n);
 float exponentials(float* s, int n, float most);
 void silu(const float* gate, const float* up, float* y);

@@ -9,8 +9,6 @@
 namespace edgellm::neon {
 namespace {
 
-constexpr int kAhead = 2048;  // bytes: hardware prefetchers may stop at a page's end
-
 inline uint8x16_t load(const uint8_t* p) { return vld1q_u8(p); }
 inline int8x16_t load(const int8_t* p) { return vld1q_s8(p); }
 inline int8x16_t as_signed(uint8x16_t v) { return vreinterpretq_s8_u8(v); }
