@@ -1,4 +1,5 @@
-// What decoding fetches while it reads packed weights: the pages behind those at hand, a little of each in turns.
+// What decoding fetches while it reads packed weights, or keys and values: the pages behind those at hand, a little of each
+// in turns.
 //
 // Hardware prefetchers follow a stream to its page's end, so that several pages at once are several streams under way: with
 // four, line o of four pages brings line o / 4 of page o % 4 of the next four. These four lines share one address: worked
