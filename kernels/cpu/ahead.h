@@ -57,6 +57,7 @@ inline __attribute__((always_inline)) void fetch_four_pages(const void* at, int6
   const uintptr_t end = uintptr_t(at) + uintptr_t(bytes);
   for (uintptr_t from = (uintptr_t(at) + kGroup - 1) / kGroup * kGroup; from < end; from += kGroup) fetch_group(from);
 }
+// The same, or the same lines of the next page.
 inline __attribute__((always_inline)) void fetch_ahead(const void* at, int64_t bytes) {
   if (kFourPages) return fetch_four_pages(at, bytes);
   fetch_next_page(static_cast<const uint8_t*>(at), int(bytes));
