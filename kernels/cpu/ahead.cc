@@ -1,3 +1,4 @@
+// How many pages this processor's first cache has room to fetch ahead.
 #include "kernels/cpu/ahead.h"
 
 #include <unistd.h>

@@ -58,7 +58,7 @@ struct Task {
   //
   // Few rows go over all keys before the values: memory is then read in two long runs, whose pages are fetched ahead
   // (ahead.h). Block by block, keys and values took turns every two pages, and the next of either was fetched by halves:
-  // 0.65 of the bandwidth where this has 0.74 (two threads of an Intel server, three rows of 64 dimensions, by hand). Many
+  // 0.63 of the bandwidth where this has 0.735 (two threads of an Intel server, three rows of 64 dimensions, by hand). Many
   // rows' logits of so many slots would not fit the cache.
   void segment(const float* q, int64_t begin, int64_t end, Partial& out, Paid* paid, const Isa& isa) const {
     static thread_local std::vector<float> s;  // grows to the largest once, then stays
